@@ -1,0 +1,30 @@
+"""Errors of the models room.
+
+::
+
+    ModelError
+    ├── BundleError          a bundle is incomplete, altered or does not fit its card   (fail)
+    ├── RegistryError        the model registry cannot be reached or has no such alias  (retry)
+    ├── PixelError           the pixels cannot be decoded or are not what a card takes  (reject)
+    └── InferenceError       ONNX Runtime failed on this batch                          (retry)
+"""
+
+
+class ModelError(Exception):
+    """Base of all errors that this room raises."""
+
+
+class BundleError(ModelError):
+    """A bundle is incomplete, altered, or its graph does not fit its card."""
+
+
+class RegistryError(ModelError):
+    """The model registry cannot be reached, or lacks the name, version or alias asked for."""
+
+
+class PixelError(ModelError):
+    """Pixel data that cannot be decoded, or that a card's pixel contract does not take."""
+
+
+class InferenceError(ModelError):
+    """ONNX Runtime could not run a batch."""
