@@ -1,0 +1,119 @@
+"""Errors of the gateway, cut by what is done about them.
+
+::
+
+    GatewayError
+    ├── SettingsError              the configuration is wrong                          (fail: does not start)
+    ├── IntakeError                an object cannot be accepted                        (reject, with a DICOM status)
+    │   ├── OutOfResourcesError    disk or queue says no                               (0xA700)
+    │   ├── MismatchError          data set and command disagree                       (0xA900)
+    │   └── NotUnderstoodError     truncated, garbage, or not DICOM                    (0xC000)
+    ├── StoreError                 the store cannot be reached, or holds no such row   (retry)
+    ├── TransitionError            a study cannot go from its state to that one        (fail)
+    ├── DeidentificationError      an object cannot be de-identified, so goes nowhere  (reject)
+    ├── ResultError                a result object cannot be built                     (fail)
+    │   └── ResultMismatchError    result and source disagree on who or what it is     (fail, loudly)
+    └── DeliveryError              a destination refused or could not be reached       (retry)
+
+:data:`DISPOSITIONS` maps each leaf, those of the other rooms included, to what is done; :data:`INTAKE_STATUSES` maps the
+intake's leaves to DICOM statuses (PS3.4 B.2.3). A test fails when a leaf is missing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import StrEnum
+
+from models.errors import BundleError, InferenceError, PixelError, RegistryError
+
+
+class GatewayError(Exception):
+    """Base of all errors that the gateway raises itself."""
+
+
+class SettingsError(GatewayError):
+    """The configuration is wrong; says which setting, what was found and what was expected."""
+
+
+class IntakeError(GatewayError):
+    """An object cannot be accepted."""
+
+
+class OutOfResourcesError(IntakeError):
+    """The disk or the queue is full; the peer may try again later."""
+
+
+class MismatchError(IntakeError):
+    """The data set's SOP Class or Instance UID is not that of the C-STORE command."""
+
+
+class NotUnderstoodError(IntakeError):
+    """The data set is truncated, is not DICOM, or lacks what every instance needs."""
+
+
+class StoreError(GatewayError):
+    """The store cannot be reached, or holds no such row."""
+
+
+class TransitionError(GatewayError):
+    """A study cannot go from the state it is in to the one asked for."""
+
+
+class DeidentificationError(GatewayError):
+    """An object cannot be de-identified, so that nothing else may see it."""
+
+
+class ResultError(GatewayError):
+    """A result object cannot be built."""
+
+
+class ResultMismatchError(ResultError):
+    """A result and its source disagree on patient, study or accession number."""
+
+
+class DeliveryError(GatewayError):
+    """A destination refused a result, or could not be reached."""
+
+
+class Disposition(StrEnum):
+    """What is done about an error."""
+
+    REJECT = "reject"
+    """Never tried again; the reason is shown."""
+    RETRY = "retry"
+    """Tried again, with back-off."""
+    FAIL = "fail"
+    """A person is needed; the reason is shown and logged as an error."""
+
+
+DISPOSITIONS: Mapping[type[Exception], Disposition] = {
+    SettingsError: Disposition.FAIL,
+    OutOfResourcesError: Disposition.RETRY,
+    MismatchError: Disposition.REJECT,
+    NotUnderstoodError: Disposition.REJECT,
+    StoreError: Disposition.RETRY,
+    TransitionError: Disposition.FAIL,
+    DeidentificationError: Disposition.REJECT,
+    ResultMismatchError: Disposition.FAIL,
+    ResultError: Disposition.FAIL,
+    DeliveryError: Disposition.RETRY,
+    BundleError: Disposition.FAIL,
+    RegistryError: Disposition.RETRY,
+    PixelError: Disposition.REJECT,
+    InferenceError: Disposition.RETRY,
+}
+
+INTAKE_STATUSES: Mapping[type[IntakeError], int] = {
+    OutOfResourcesError: 0xA700,
+    MismatchError: 0xA900,
+    NotUnderstoodError: 0xC000,
+}
+"""PS3.4 Table B.2-1, C-STORE response status values."""
+
+
+def disposition(error: Exception) -> Disposition:
+    """What is done about `error`: the entry of its nearest class in :data:`DISPOSITIONS`, or FAIL."""
+    for cls in type(error).__mro__:
+        if cls in DISPOSITIONS:
+            return DISPOSITIONS[cls]
+    return Disposition.FAIL
