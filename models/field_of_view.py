@@ -59,17 +59,16 @@ def find_field_of_view(pixels: npt.NDArray[np.float32]) -> FieldOfView:
     column_span = _span(mask.sum(axis=0))
     if row_span is None or column_span is None:
         mask = np.zeros((rows, columns), dtype=np.bool_)
-        return _square(0, rows, 0, columns, mask, is_circle=False)
+        return _square((0, rows, 0, columns), mask, is_circle=False)
     inside = np.zeros_like(mask)
     inside[row_span[0] : row_span[1], column_span[0] : column_span[1]] = True
     mask &= inside
     circle = _fit_rim(mask)
     if circle is None:
-        return _square(*row_span, *column_span, mask, is_circle=False)
+        return _square((*row_span, *column_span), mask, is_circle=False)
     centre_row, centre_column, radius = circle
-    return _square(
-        centre_row - radius, centre_row + radius, centre_column - radius, centre_column + radius, mask, is_circle=True
-    )
+    box = (centre_row - radius, centre_row + radius, centre_column - radius, centre_column + radius)
+    return _square(box, mask, is_circle=True)
 
 
 def _brighter_than_border(brightness: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
@@ -119,7 +118,7 @@ def _fit_rim(mask: npt.NDArray[np.bool_]) -> tuple[float, float, float] | None:
     for _ in range(4):
         row, column = points[:, 0], points[:, 1]
         design = np.column_stack((row, column, np.ones(len(points))))
-        solution, *_rest = np.linalg.lstsq(design, row**2 + column**2, rcond=None)
+        solution, *_rest = np.linalg.lstsq(design.T @ design, design.T @ (row**2 + column**2), rcond=None)
         centre_row, centre_column = solution[0] / 2, solution[1] / 2
         squared = solution[2] + centre_row**2 + centre_column**2
         if squared <= 0:
@@ -140,7 +139,7 @@ def _fit_rim(mask: npt.NDArray[np.bool_]) -> tuple[float, float, float] | None:
 
 
 def _rim_points(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.float64]:
-    """[N, 2] row and column of the rim, on the edge between a retina pixel and the border (pixel edges, not centres)."""
+    """[N, 2] row and column of the rim: pixel edges, not centres, between retina and border."""
     found = []
     for turned in (False, True):
         lines = mask.T if turned else mask
@@ -155,10 +154,9 @@ def _rim_points(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.float64]:
     return np.concatenate(found)
 
 
-def _square(
-    top: float, bottom: float, left: float, right: float, mask: npt.NDArray[np.bool_], *, is_circle: bool
-) -> FieldOfView:
-    """Square of the longer side around a box in thumbnail pixels, as fractions of the picture."""
+def _square(box: tuple[float, float, float, float], mask: npt.NDArray[np.bool_], *, is_circle: bool) -> FieldOfView:
+    """Square of the longer side around a box (top, bottom, left, right; thumbnail pixels), as fractions."""
+    top, bottom, left, right = box
     rows, columns = mask.shape
     side = max(bottom - top, right - left)
     return FieldOfView(

@@ -10,7 +10,7 @@ from PIL import Image
 
 from models.errors import PixelError
 
-WORKING_LEAST_SIDE = 768
+WORKING_LEAST_SIDE = 640
 """A picture is first reduced by a whole factor that keeps its short side at least this long (pixels)."""
 THUMBNAIL_LONG_SIDE = 256
 """Long side of the copy on which the field of view and the image statistics are measured (pixels)."""
@@ -18,6 +18,8 @@ THUMBNAIL_LONG_SIDE = 256
 _COLOUR_AXES = 3
 _GREYSCALE_AXES = 2
 _LEAST_SIDE = 8
+_ROW_SKIPPING_FACTOR = 4
+"""From this reduction on every second row is left out: half the memory traffic, and blocks still average 8 pixels."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,9 +93,13 @@ def working_picture(frame: Frame) -> Image.Image:
     Mode RGB (0 to 255) or F (0 to 1). One such reduction serves the crop, the tensor and the statistics, which is what
     keeps a 12-megapixel frame cheap.
     """
-    picture = Image.fromarray(np.ascontiguousarray(frame.pixels))
-    factor = min(picture.size) // WORKING_LEAST_SIDE
-    return picture.reduce(factor) if factor > 1 else picture
+    factor = min(frame.pixels.shape[:2]) // WORKING_LEAST_SIDE
+    if factor < _ROW_SKIPPING_FACTOR:
+        picture = Image.fromarray(np.ascontiguousarray(frame.pixels))
+        return picture.reduce(factor) if factor > 1 else picture
+    factor -= factor % 2
+    picture = Image.fromarray(np.ascontiguousarray(frame.pixels[::2]))
+    return picture.reduce((factor, factor // 2))
 
 
 def thumbnail(picture: Image.Image) -> npt.NDArray[np.float32]:

@@ -73,10 +73,11 @@ def prepare(frame: Frame, contract: PixelContract) -> ModelInput:
     picture = working_picture(frame)
     small = thumbnail(picture)
     field = find_field_of_view(small) if frame.is_colour or contract.crop == "field_of_view" else None
-    top, left, height, width = (0.0, 0.0, 1.0, 1.0)
+    crop = (0.0, 0.0, 1.0, 1.0)
     if contract.crop == "field_of_view" and field is not None:
-        top, left, height, width = field.top, field.left, field.height, field.width
-    values = _cut(picture, top, left, height, width, contract)
+        crop = (field.top, field.left, field.height, field.width)
+    top, left, height, width = crop
+    values = _cut(picture, crop, rows=contract.size.rows, columns=contract.size.columns)
     if contract.intensity == "percentile":
         low, high = (float(level) for level in np.percentile(small, _PERCENTILES))
         values = np.clip((values - np.float32(low)) / np.float32(max(high - low, 1e-6)), 0, 1)
@@ -100,23 +101,23 @@ def prepare(frame: Frame, contract: PixelContract) -> ModelInput:
 
 
 def _cut(
-    picture: Image.Image, top: float, left: float, height: float, width: float, contract: PixelContract
+    picture: Image.Image, crop: tuple[float, float, float, float], *, rows: int, columns: int
 ) -> npt.NDArray[np.float32]:
-    """The crop (fractions of the picture) resized with antialiasing, black outside; float32, 0 to 1."""
-    columns, rows = picture.size
-    box = (left * columns, top * rows, (left + width) * columns, (top + height) * rows)
-    margins = (
-        max(0, math.ceil(-box[0])),
-        max(0, math.ceil(-box[1])),
-        max(0, math.ceil(box[2] - columns)),
-        max(0, math.ceil(box[3] - rows)),
-    )
-    if any(margins):
-        canvas = Image.new(picture.mode, (columns + margins[0] + margins[2], rows + margins[1] + margins[3]))
-        canvas.paste(picture, margins[:2])
+    """A crop (top, left, height, width as fractions of the picture), antialiased, black outside; float32, 0 to 1."""
+    top, left, height, width = crop
+    across, down = picture.size
+    box = (left * across, top * down, (left + width) * across, (top + height) * down)
+    before = (max(0, math.ceil(-box[0])), max(0, math.ceil(-box[1])))
+    after = (max(0, math.ceil(box[2] - across)), max(0, math.ceil(box[3] - down)))
+    if any(before + after):
+        canvas = Image.new(picture.mode, (across + before[0] + after[0], down + before[1] + after[1]))
+        canvas.paste(picture, before)
         picture = canvas
-        box = (box[0] + margins[0], box[1] + margins[1], box[2] + margins[0], box[3] + margins[1])
-    box = (max(0.0, box[0]), max(0.0, box[1]), min(float(picture.size[0]), box[2]), min(float(picture.size[1]), box[3]))
-    size = (contract.size.columns, contract.size.rows)
-    resized = np.asarray(picture.resize(size, Image.Resampling.BILINEAR, box=box), dtype=np.float32)
+    box = (
+        max(0.0, box[0] + before[0]),
+        max(0.0, box[1] + before[1]),
+        min(float(picture.size[0]), box[2] + before[0]),
+        min(float(picture.size[1]), box[3] + before[1]),
+    )
+    resized = np.asarray(picture.resize((columns, rows), Image.Resampling.BILINEAR, box=box), dtype=np.float32)
     return resized / np.float32(255) if picture.mode == "RGB" else resized

@@ -123,8 +123,13 @@ def _fine_detail(luminance: npt.NDArray[np.float32], mask: npt.NDArray[np.bool_]
     """Root mean square of luminance less its 5 x 5 mean."""
     padded = np.pad(luminance, 2, mode="edge")
     rows, columns = luminance.shape
-    across = sum(padded[:, shift : shift + columns] for shift in range(5))
-    smooth = sum(across[shift : shift + rows] for shift in range(5)) / np.float32(25)  # type: ignore[index]
+    across = padded[:, :columns].copy()
+    for shift in range(1, 5):
+        across += padded[:, shift : shift + columns]
+    smooth = across[:rows].copy()
+    for shift in range(1, 5):
+        smooth += across[shift : shift + rows]
+    smooth /= np.float32(25)
     return float(np.sqrt(np.mean((luminance - smooth)[mask] ** 2)))
 
 
