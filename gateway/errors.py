@@ -15,8 +15,8 @@
     │   └── ResultMismatchError    result and source disagree on who or what it is     (fail, loudly)
     └── DeliveryError              a destination refused or could not be reached       (retry)
 
-:data:`DISPOSITIONS` maps each leaf, those of the other rooms included, to what is done; :data:`INTAKE_STATUSES` maps the
-intake's leaves to DICOM statuses (PS3.4 B.2.3). A test fails when a leaf is missing.
+:data:`DISPOSITIONS` maps each leaf, those of the other rooms included, to what is done; :data:`INTAKE_STATUSES` maps
+the intake's leaves to DICOM statuses (PS3.4 B.2.3). A test fails when a leaf is missing.
 """
 
 from __future__ import annotations

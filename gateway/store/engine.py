@@ -1,0 +1,114 @@
+"""Opening the store: engine, transactions, migrations."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from alembic import command
+from alembic.config import Config
+from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy.exc import SQLAlchemyError
+
+from gateway.errors import StoreError
+
+BUSY_TIMEOUT_S = 30
+
+
+@dataclass(frozen=True, slots=True)
+class Store:
+    """A handle on the store; each process opens its own."""
+
+    engine: Engine
+
+    @contextmanager
+    def write(self) -> Iterator[Connection]:
+        """A transaction that may write; on SQLite it takes the write lock at once: it may wait, never deadlock.
+
+        Raises
+        ------
+        StoreError
+            The database refused, or could not be reached. Nothing was changed.
+        """
+        try:
+            with self.engine.connect().execution_options(writes=True) as connection, connection.begin():
+                yield connection
+        except SQLAlchemyError as error:
+            raise StoreError(f"the store failed: {type(error).__name__}: {_without_values(error)}") from error
+
+    @contextmanager
+    def read(self) -> Iterator[Connection]:
+        """A transaction that only reads. Raises :class:`StoreError` as :meth:`write` does."""
+        try:
+            with self.engine.connect() as connection, connection.begin():
+                yield connection
+        except SQLAlchemyError as error:
+            raise StoreError(f"the store failed: {type(error).__name__}: {_without_values(error)}") from error
+
+    def close(self) -> None:
+        """Give all connections back."""
+        self.engine.dispose()
+
+
+def _without_values(error: SQLAlchemyError) -> str:
+    """The driver's message without statement and values, which may hold PHI."""
+    origin = getattr(error, "orig", None)
+    return str(origin).splitlines()[0] if isinstance(origin, (sqlite3.Error,)) else type(origin).__name__
+
+
+def open_store(url: str, *, data_dir: Path, migrate: bool = False) -> Store:
+    """Open the store at `url`, or the SQLite file in `data_dir` where `url` is empty.
+
+    Parameters
+    ----------
+    migrate
+        Bring the tables up to this version first; one process (the supervisor) does so.
+
+    Raises
+    ------
+    StoreError
+        The URL is not understood, the database cannot be reached, or a migration failed.
+    """
+    try:
+        engine = create_engine(
+            url or f"sqlite:///{data_dir / 'gateway.db'}", pool_pre_ping=bool(url), hide_parameters=True
+        )
+        if engine.dialect.name == "sqlite":
+            _prepare_sqlite(engine)
+        if migrate:
+            upgrade(engine)
+    except (SQLAlchemyError, ImportError) as error:
+        raise StoreError(f"the store cannot be opened: {error}") from error
+    return Store(engine)
+
+
+def _prepare_sqlite(engine: Engine) -> None:
+    @event.listens_for(engine, "connect")
+    def on_connect(connection: sqlite3.Connection, _: Any) -> None:
+        # sqlite3 would otherwise begin transactions by its own rules and never before a SELECT.
+        connection.isolation_level = None
+        connection.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_S * 1000}")
+        connection.execute("PRAGMA journal_mode = WAL")
+        # FULL: a committed row is on disk before Success is answered, whatever happens to the power.
+        connection.execute("PRAGMA synchronous = FULL")
+        connection.execute("PRAGMA foreign_keys = ON")
+
+    @event.listens_for(engine, "begin")
+    def on_begin(connection: Connection) -> None:
+        writes = connection.get_execution_options().get("writes", False)
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+
+def upgrade(engine: Engine) -> None:
+    """Run the migrations that `engine`'s database has not had."""
+    configuration = Config()
+    configuration.set_main_option("script_location", str(Path(__file__).parent / "migrations").replace("%", "%%"))
+    with engine.connect().execution_options(writes=True) as connection:
+        configuration.attributes["connection"] = connection
+        command.upgrade(configuration, "head")
+        if connection.in_transaction():
+            connection.commit()

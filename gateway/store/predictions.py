@@ -1,0 +1,232 @@
+"""What a worker leaves behind when it has judged a study: predictions, results, deliveries, the study's new state."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from sqlalchemy import Connection, case, delete, insert, select, update
+
+from gateway.store.engine import Store
+from gateway.store.schema import delivery, instance, model_alias, prediction, result, study
+from gateway.store.studies import move_study
+from gateway.study import StudyState
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PredictionRow:
+    """One prediction, ready for its row."""
+
+    instance_key: str
+    frame_index: int
+    model_name: str
+    model_version: int
+    model_sha256: str
+    demonstration: bool
+    logits: list[float]
+    probabilities: dict[str, float]
+    findings: list[dict[str, Any]]
+    ungradable_reasons: list[str]
+    explanation: dict[str, Any] | None
+    heat_map_path: str | None
+    acquisition_findings: list[dict[str, Any]]
+    parameters: dict[str, Any]
+    statistics: dict[str, float]
+    device_key: str
+    embedding: npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResultRow:
+    """One result object that lies in the object folder, whole."""
+
+    result_key: str
+    kind: str
+    sop_class_uid: str
+    sop_instance_uid: str
+    path: str
+    destinations: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JudgementRecord:
+    """All that judging one study gave."""
+
+    study_key: str
+    revision: int
+    state: StudyState
+    reason: str
+    priority: int
+    predictions: tuple[PredictionRow, ...]
+    results: tuple[ResultRow, ...]
+    rules: Mapping[str, str | None]
+    """Instance key -> name of the rule that chose it."""
+    not_judged_reasons: Mapping[str, str]
+    """Instance key -> why no model gave a prediction for it, where a rule had chosen it."""
+
+
+def record_judgement(store: Store, record: JudgementRecord, now: datetime) -> tuple[str, ...]:
+    """Write everything about one judged study in one transaction; all of it is there or none.
+
+    Repeating it changes nothing: predictions and results are keyed by what they are about. Returns the paths of result
+    files that were not needed because the store had that SOP Instance already.
+
+    Raises
+    ------
+    TransitionError
+        The study is no longer with a worker.
+    """
+    unneeded = []
+    with store.write() as connection:
+        for row in record.predictions:
+            _replace_prediction(connection, record.study_key, row, now)
+        for made in record.results:
+            if not _add_result(connection, record.study_key, made, now):
+                unneeded.append(made.path)
+        for instance_key, rule in record.rules.items():
+            connection.execute(
+                update(instance)
+                .where(instance.c.instance_key == instance_key)
+                .values(rule=rule, not_judged_reason=record.not_judged_reasons.get(instance_key, ""))
+            )
+        current = connection.execute(
+            select(study.c.revision).where(study.c.study_key == record.study_key).with_for_update()
+        ).scalar_one()
+        # Images that came while it was being judged: what was judged is kept, and it goes round again.
+        grew = current != record.revision
+        move_study(
+            connection,
+            record.study_key,
+            StudyState.RECEIVING if grew else record.state,
+            reason=record.reason,
+            # A priority is only ever raised.
+            priority=case((study.c.priority < record.priority, record.priority), else_=study.c.priority),
+            judged_at=now,
+            lease_owner=None,
+            lease_until=None,
+        )
+    return tuple(unneeded)
+
+
+def _replace_prediction(connection: Connection, study_key: str, row: PredictionRow, now: datetime) -> None:
+    same = (
+        (prediction.c.instance_key == row.instance_key)
+        & (prediction.c.frame_index == row.frame_index)
+        & (prediction.c.model_name == row.model_name)
+        & (prediction.c.model_version == row.model_version)
+    )
+    connection.execute(delete(prediction).where(same))
+    connection.execute(
+        insert(prediction).values(
+            study_key=study_key,
+            instance_key=row.instance_key,
+            frame_index=row.frame_index,
+            model_name=row.model_name,
+            model_version=row.model_version,
+            model_sha256=row.model_sha256,
+            demonstration=row.demonstration,
+            logits=row.logits,
+            probabilities=row.probabilities,
+            findings=row.findings,
+            ungradable_reasons=row.ungradable_reasons,
+            explanation=row.explanation,
+            heat_map_path=row.heat_map_path,
+            acquisition_findings=row.acquisition_findings,
+            parameters=row.parameters,
+            statistics=row.statistics,
+            device_key=row.device_key,
+            embedding=np.ascontiguousarray(row.embedding, dtype="<f4").tobytes(),
+            judged_at=now,
+        )
+    )
+
+
+def _add_result(connection: Connection, study_key: str, made: ResultRow, now: datetime) -> bool:
+    known = connection.execute(
+        select(result.c.result_key).where(result.c.sop_instance_uid == made.sop_instance_uid)
+    ).scalar_one_or_none()
+    if known is None:
+        connection.execute(
+            insert(result).values(
+                result_key=made.result_key,
+                study_key=study_key,
+                kind=made.kind,
+                sop_class_uid=made.sop_class_uid,
+                sop_instance_uid=made.sop_instance_uid,
+                path=made.path,
+                created_at=now,
+            )
+        )
+    result_key = made.result_key if known is None else known
+    there = set(connection.execute(select(delivery.c.destination).where(delivery.c.result_key == result_key)).scalars())
+    for destination in made.destinations:
+        if destination not in there:
+            connection.execute(
+                insert(delivery).values(
+                    result_key=result_key,
+                    study_key=study_key,
+                    destination=destination,
+                    state="pending",
+                    next_attempt_at=now,
+                    created_at=now,
+                )
+            )
+    return known is None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AliasedVersion:
+    """What an alias of the registry points at, as the monitor last wrote it down."""
+
+    model_name: str
+    alias: str
+    version: int
+    folder: str
+    model_sha256: str
+
+
+def aliased_versions(store: Store) -> tuple[AliasedVersion, ...]:
+    """All aliases known."""
+    with store.read() as connection:
+        return tuple(
+            AliasedVersion(
+                model_name=row.model_name,
+                alias=row.alias,
+                version=row.version,
+                folder=row.folder,
+                model_sha256=row.model_sha256,
+            )
+            for row in connection.execute(select(model_alias).order_by(model_alias.c.model_name, model_alias.c.alias))
+        )
+
+
+def write_aliases(store: Store, aliases: Sequence[AliasedVersion], now: datetime) -> None:
+    """Make `aliases` all that the store knows of the registry."""
+    with store.write() as connection:
+        connection.execute(delete(model_alias))
+        for entry in aliases:
+            connection.execute(
+                insert(model_alias).values(
+                    model_name=entry.model_name,
+                    alias=entry.alias,
+                    version=entry.version,
+                    folder=entry.folder,
+                    model_sha256=entry.model_sha256,
+                    updated_at=now,
+                )
+            )
+
+
+def predicted_instances(store: Store, study_key: str) -> frozenset[tuple[str, str, int]]:
+    """(instance key, model name, model version) of every prediction that the study has."""
+    with store.read() as connection:
+        rows = connection.execute(
+            select(prediction.c.instance_key, prediction.c.model_name, prediction.c.model_version).where(
+                prediction.c.study_key == study_key
+            )
+        )
+        return frozenset((row.instance_key, row.model_name, row.model_version) for row in rows)

@@ -1,0 +1,260 @@
+"""Tables of the store. A change here needs a migration in ``migrations/versions``; a test compares the two."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Boolean,
+    Column,
+    DateTime,
+    Dialect,
+    Float,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    String,
+    Table,
+    Text,
+    TypeDecorator,
+    UniqueConstraint,
+)
+
+
+class Utc(TypeDecorator[datetime]):
+    """Aware datetimes in, aware UTC datetimes out; SQLite, which knows no zone, holds UTC."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        if value is None:
+            return None
+        if value.tzinfo is None:
+            raise ValueError("a datetime without a time zone")
+        return value.astimezone(UTC)
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        if value is None:
+            return None
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+metadata = MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+KEY = String(32)
+UID = String(64)
+
+
+study = Table(
+    "study",
+    metadata,
+    Column("study_key", KEY, primary_key=True),
+    Column("study_instance_uid", UID, nullable=False, unique=True),
+    Column("state", String(16), nullable=False),
+    Column("reason", Text, nullable=False, default=""),
+    Column("priority", Integer, nullable=False, default=0),
+    # What a reading list shows. PHI: never in a log, a metric or a file name.
+    Column("patient_name", Text, nullable=False, default=""),
+    Column("patient_id", Text, nullable=False, default=""),
+    Column("patient_birth_date", String(16), nullable=False, default=""),
+    Column("patient_sex", String(16), nullable=False, default=""),
+    Column("accession_number", Text, nullable=False, default=""),
+    Column("study_date", String(16), nullable=False, default=""),
+    Column("study_time", String(16), nullable=False, default=""),
+    Column("study_description", Text, nullable=False, default=""),
+    Column("modality", String(16), nullable=False, default=""),
+    Column("instance_count", Integer, nullable=False, default=0),
+    Column("revision", Integer, nullable=False, default=0),  # one up with every new instance
+    Column("first_received_at", Utc, nullable=False),
+    Column("last_received_at", Utc, nullable=False),
+    Column("complete_at", Utc, nullable=False),
+    Column("queued_at", Utc),
+    Column("not_before", Utc),
+    Column("judged_at", Utc),
+    Column("attempts", Integer, nullable=False, default=0),
+    Column("lease_owner", String(64)),
+    Column("lease_until", Utc),
+)
+Index("ix_study_state_complete_at", study.c.state, study.c.complete_at)
+Index("ix_study_state_priority_queued_at", study.c.state, study.c.priority, study.c.queued_at)
+Index("ix_study_last_received_at", study.c.last_received_at)
+Index("ix_study_priority_last_received_at", study.c.priority, study.c.last_received_at)
+
+instance = Table(
+    "instance",
+    metadata,
+    Column("instance_key", KEY, primary_key=True),
+    Column("study_key", KEY, ForeignKey("study.study_key"), nullable=False, index=True),
+    Column("sop_instance_uid", UID, nullable=False, unique=True),
+    Column("sop_class_uid", UID, nullable=False),
+    Column("series_instance_uid", UID, nullable=False),
+    Column("transfer_syntax_uid", UID, nullable=False),
+    Column("modality", String(16), nullable=False, default=""),
+    Column("sha256", String(64), nullable=False),
+    Column("size_bytes", BigInteger, nullable=False),
+    Column("path", String(255), nullable=False),  # relative to the object folder
+    Column("calling_ae_title", String(16), nullable=False),
+    Column("peer_address", String(64), nullable=False),
+    Column("rule", String(128)),  # the rule that chose it; NULL: none did, or not looked at yet
+    Column("not_judged_reason", Text, nullable=False, default=""),
+    Column("received_at", Utc, nullable=False),
+)
+
+quarantine = Table(
+    "quarantine",
+    metadata,
+    Column("quarantine_key", KEY, primary_key=True),
+    Column("reason", Text, nullable=False),
+    Column("path", String(255), nullable=False),
+    Column("size_bytes", BigInteger, nullable=False),
+    Column("calling_ae_title", String(16), nullable=False),
+    Column("peer_address", String(64), nullable=False),
+    Column("received_at", Utc, nullable=False),
+)
+
+prediction = Table(
+    "prediction",
+    metadata,
+    Column("prediction_id", Integer, primary_key=True, autoincrement=True),
+    Column("study_key", KEY, ForeignKey("study.study_key"), nullable=False, index=True),
+    Column("instance_key", KEY, ForeignKey("instance.instance_key"), nullable=False),
+    Column("frame_index", Integer, nullable=False),
+    Column("model_name", String(64), nullable=False),
+    Column("model_version", Integer, nullable=False),
+    Column("model_sha256", String(64), nullable=False),
+    Column("demonstration", Boolean, nullable=False),
+    Column("logits", JSON, nullable=False),
+    Column("probabilities", JSON, nullable=False),  # label -> probability
+    Column("findings", JSON, nullable=False),  # list of FindingResult as objects
+    Column("ungradable_reasons", JSON, nullable=False),
+    Column("explanation", JSON),  # summary; NULL: not judged
+    Column("heat_map_path", String(255)),  # relative to the object folder
+    Column("acquisition_findings", JSON, nullable=False),
+    Column("parameters", JSON, nullable=False),
+    Column("statistics", JSON, nullable=False),
+    Column("device_key", String(128), nullable=False),
+    Column("embedding", LargeBinary, nullable=False),  # float32, little endian
+    Column("judged_at", Utc, nullable=False),
+    UniqueConstraint("instance_key", "frame_index", "model_name", "model_version"),
+)
+Index("ix_prediction_model", prediction.c.model_name, prediction.c.model_version, prediction.c.prediction_id)
+Index(
+    "ix_prediction_model_device",
+    prediction.c.model_name,
+    prediction.c.model_version,
+    prediction.c.device_key,
+    prediction.c.prediction_id,
+)
+
+result = Table(
+    "result",
+    metadata,
+    Column("result_key", KEY, primary_key=True),
+    Column("study_key", KEY, ForeignKey("study.study_key"), nullable=False, index=True),
+    Column("kind", String(8), nullable=False),
+    Column("sop_class_uid", UID, nullable=False),
+    Column("sop_instance_uid", UID, nullable=False, unique=True),
+    Column("path", String(255), nullable=False),
+    Column("created_at", Utc, nullable=False),
+)
+
+delivery = Table(
+    "delivery",
+    metadata,
+    Column("delivery_id", Integer, primary_key=True, autoincrement=True),
+    Column("result_key", KEY, ForeignKey("result.result_key"), nullable=False),
+    Column("study_key", KEY, ForeignKey("study.study_key"), nullable=False, index=True),
+    Column("destination", String(64), nullable=False),
+    Column("state", String(16), nullable=False),  # pending, delivered, dead
+    Column("attempts", Integer, nullable=False, default=0),
+    Column("next_attempt_at", Utc, nullable=False),
+    Column("last_error", Text, nullable=False, default=""),
+    Column("created_at", Utc, nullable=False),
+    Column("delivered_at", Utc),
+    UniqueConstraint("result_key", "destination"),
+)
+Index("ix_delivery_state_next_attempt_at", delivery.c.state, delivery.c.next_attempt_at)
+
+drift_result = Table(
+    "drift_result",
+    metadata,
+    Column("drift_result_id", Integer, primary_key=True, autoincrement=True),
+    Column("model_name", String(64), nullable=False),
+    Column("model_version", Integer, nullable=False),
+    Column("scope", String(128), nullable=False),  # "all" or a device key
+    Column("kind", String(32), nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("reason", Text, nullable=False, default=""),
+    Column("n", Integer, nullable=False),
+    Column("statistic", Float),
+    Column("p_value", Float),
+    Column("effect", Float),
+    Column("threshold_p", Float, nullable=False),
+    Column("backend", String(16), nullable=False),
+    Column("last_prediction_id", Integer, nullable=False),
+    Column("computed_at", Utc, nullable=False),
+)
+Index(
+    "ix_drift_result_scope",
+    drift_result.c.model_name,
+    drift_result.c.model_version,
+    drift_result.c.scope,
+    drift_result.c.kind,
+    drift_result.c.drift_result_id,
+)
+
+alarm = Table(
+    "alarm",
+    metadata,
+    Column("alarm_key", KEY, primary_key=True),
+    Column("model_name", String(64), nullable=False),
+    Column("model_version", Integer, nullable=False),
+    Column("scope", String(128), nullable=False),
+    Column("kind", String(32), nullable=False),
+    Column("state", String(16), nullable=False),  # open, acknowledged, closed
+    Column("message", Text, nullable=False),
+    Column("count", Integer, nullable=False),
+    Column("p_value", Float),
+    Column("effect", Float),
+    Column("first_seen_at", Utc, nullable=False),
+    Column("last_seen_at", Utc, nullable=False),
+    Column("handled_by", String(128), nullable=False, default=""),
+    Column("handling", Text, nullable=False, default=""),
+    Column("handled_at", Utc),
+)
+Index("ix_alarm_state", alarm.c.state)
+Index("ix_alarm_model_scope_kind", alarm.c.model_name, alarm.c.model_version, alarm.c.scope, alarm.c.kind)
+
+model_alias = Table(
+    "model_alias",
+    metadata,
+    # What the registry last said. Workers read it here, so that they neither import MLflow nor wait for it.
+    Column("model_name", String(64), primary_key=True),
+    Column("alias", String(32), primary_key=True),
+    Column("version", Integer, nullable=False),
+    Column("folder", Text, nullable=False),
+    Column("model_sha256", String(64), nullable=False),
+    Column("updated_at", Utc, nullable=False),
+)
+
+process = Table(
+    "process",
+    metadata,
+    Column("name", String(32), primary_key=True),  # "receiver-0", "worker-1", "monitor"
+    Column("pid", Integer, nullable=False),
+    Column("started_at", Utc, nullable=False),
+    Column("seen_at", Utc, nullable=False),
+    Column("detail", JSON, nullable=False),  # providers in use, models loaded, counters
+)
