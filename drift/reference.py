@@ -12,6 +12,7 @@ Gretton, Borgwardt, Rasch, Schoelkopf, Smola: A Kernel Two-Sample Test, JMLR 13 
 from __future__ import annotations
 
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -108,9 +109,12 @@ def load_reference(path: Path) -> Reference:
         No such file, not an archive of plain arrays, an array is missing, or their shapes do not fit each other.
     """
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with path.open("rb") as stream:
+            archive = np.load(stream, allow_pickle=False)
+            if not isinstance(archive, np.lib.npyio.NpzFile):
+                raise ReferenceFileError(f"{path.name}: one array, expected an archive of several")
             stored = {name: archive[name] for name in archive.files}
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise ReferenceFileError(f"{path.name}: {error}") from error
     embeddings = _matrix(stored, "embeddings", path)
     count = len(embeddings)
