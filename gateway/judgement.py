@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from models.prediction import Prediction
 
-from drift.acquisition import AcquisitionFinding
+from drift.acquisition import AcquisitionFinding, Value
 from models.card import Card, CodedConcept
 
 
@@ -65,6 +65,9 @@ class JudgedImage:
     acquisition_findings: tuple[AcquisitionFinding, ...]
     statistics: Mapping[str, float]
     """Image statistics, named by :mod:`models.quality`."""
+    parameters: Mapping[str, Value]
+    """Acquisition parameters, read by :mod:`gateway.acquisition`."""
+    device_key: str
     picture: npt.NDArray[np.uint8]
     """[rows, columns, 3], the source picture as displayed, long side at most 1024."""
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
@@ -16,67 +17,92 @@ from gateway.store.intake import new_key
 from gateway.store.schema import alarm, drift_result, prediction, process
 
 
-def judged_scopes(store: Store) -> tuple[tuple[str, int, str, int, int], ...]:
-    """(model name, version, device key, predictions, highest prediction id) for every device a model has read."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JudgedRow:
+    """What a monitor needs of one gradable prediction."""
+
+    prediction_id: int
+    study_key: str
+    model_name: str
+    model_version: int
+    device_key: str
+    embedding: npt.NDArray[np.float32]
+    """[D]."""
+    explanation: Mapping[str, Any] | None
+    statistics: Mapping[str, float]
+
+
+_JUDGED_COLUMNS = (
+    prediction.c.prediction_id,
+    prediction.c.study_key,
+    prediction.c.model_name,
+    prediction.c.model_version,
+    prediction.c.device_key,
+    prediction.c.embedding,
+    prediction.c.explanation,
+    prediction.c.statistics,
+    prediction.c.ungradable_reasons,
+)
+
+
+def judged_scopes(store: Store) -> tuple[tuple[str, int, str, int], ...]:
+    """(model name, version, device key, studies) for every device that a model version has read. Reads an index whole."""
+    columns = (prediction.c.model_name, prediction.c.model_version, prediction.c.device_key)
     with store.read() as connection:
-        rows = connection.execute(
-            select(
-                prediction.c.model_name,
-                prediction.c.model_version,
-                prediction.c.device_key,
-                func.count(),
-                func.max(prediction.c.prediction_id),
-            ).group_by(prediction.c.model_name, prediction.c.model_version, prediction.c.device_key)
-        ).all()
-    return tuple((row[0], row[1], row[2], row[3], row[4]) for row in rows)
+        rows = connection.execute(select(*columns, func.count(prediction.c.study_key.distinct())).group_by(*columns))
+        return tuple((row[0], row[1], row[2], row[3]) for row in rows)
 
 
 def last_rows(
     store: Store, *, model_name: str, model_version: int, device_key: str | None, limit: int
-) -> tuple[npt.NDArray[np.float32], Sequence[Mapping[str, Any]]]:
-    """The last `limit` gradable predictions of a model, oldest first.
-
-    Parameters
-    ----------
-    device_key
-        Only that device's; ``None``: all devices'.
-
-    Returns
-    -------
-    embeddings
-        float32 [n, D].
-    rows
-        Per prediction a mapping with ``prediction_id``, ``study_key``, ``explanation`` and ``statistics``.
-    """
+) -> tuple[JudgedRow, ...]:
+    """The last `limit` gradable predictions of a model version, of one device or of all, oldest first."""
     query = (
-        select(
-            prediction.c.prediction_id,
-            prediction.c.study_key,
-            prediction.c.embedding,
-            prediction.c.explanation,
-            prediction.c.statistics,
-            prediction.c.ungradable_reasons,
-        )
+        select(*_JUDGED_COLUMNS)
         .where(prediction.c.model_name == model_name, prediction.c.model_version == model_version)
         .order_by(prediction.c.prediction_id.desc())
-        .limit(limit * 2)
+        .limit(limit)
     )
     if device_key is not None:
         query = query.where(prediction.c.device_key == device_key)
     with store.read() as connection:
-        rows = [row for row in connection.execute(query) if not row.ungradable_reasons][:limit][::-1]
-    if not rows:
-        return np.zeros((0, 0), np.float32), ()
-    embeddings = np.stack([np.frombuffer(row.embedding, dtype="<f4") for row in rows])
-    return embeddings, [
-        {
-            "prediction_id": row.prediction_id,
-            "study_key": row.study_key,
-            "explanation": row.explanation,
-            "statistics": row.statistics,
-        }
+        return _gradable(connection.execute(query))[::-1]
+
+
+def rows_after(store: Store, prediction_id: int, *, limit: int) -> tuple[tuple[JudgedRow, ...], int]:
+    """The gradable predictions that came after one, oldest first, and the id up to which this has looked."""
+    query = (
+        select(*_JUDGED_COLUMNS)
+        .where(prediction.c.prediction_id > prediction_id)
+        .order_by(prediction.c.prediction_id)
+        .limit(limit)
+    )
+    with store.read() as connection:
+        rows = connection.execute(query).all()
+    return _gradable(rows), rows[-1].prediction_id if rows else prediction_id
+
+
+def _gradable(rows: Iterable[Any]) -> tuple[JudgedRow, ...]:
+    return tuple(
+        JudgedRow(
+            prediction_id=row.prediction_id,
+            study_key=row.study_key,
+            model_name=row.model_name,
+            model_version=row.model_version,
+            device_key=row.device_key,
+            embedding=np.frombuffer(row.embedding, dtype="<f4"),
+            explanation=row.explanation,
+            statistics=row.statistics,
+        )
         for row in rows
-    ]
+        if not row.ungradable_reasons
+    )
+
+
+def highest_prediction_id(store: Store) -> int:
+    """Id of the newest prediction; 0 where there is none."""
+    with store.read() as connection:
+        return connection.execute(select(func.max(prediction.c.prediction_id))).scalar_one() or 0
 
 
 def add_drift_result(store: Store, values: Mapping[str, Any]) -> None:
@@ -174,3 +200,9 @@ def processes(store: Store) -> tuple[Mapping[str, Any], ...]:
     with store.read() as connection:
         rows = connection.execute(select(process).order_by(process.c.name))
         return tuple(dict(row._mapping) for row in rows)
+
+
+def forget_processes(store: Store) -> None:
+    """Forget the processes of an earlier run."""
+    with store.write() as connection:
+        connection.execute(delete(process))

@@ -203,7 +203,8 @@ drift_result = Table(
     Column("effect", Float),
     Column("threshold_p", Float, nullable=False),
     Column("backend", String(16), nullable=False),
-    Column("last_prediction_id", Integer, nullable=False),
+    Column("seen", Integer, nullable=False),  # studies of that scope, ever, when it was computed
+    Column("drivers", JSON, nullable=False),
     Column("computed_at", Utc, nullable=False),
 )
 Index(

@@ -11,7 +11,7 @@ from sqlalchemy import Connection, select, update
 
 from gateway.errors import StoreError, TransitionError
 from gateway.store.engine import Store
-from gateway.store.schema import instance, study
+from gateway.store.schema import delivery, instance, study
 from gateway.study import TRANSITIONS, ReceivedInstance, Study, StudyState
 
 
@@ -172,3 +172,15 @@ def give_back(store: Store, study_key: str, *, to: StudyState, reason: str, now:
     """End a claim without a judgement: QUEUED to try again after `delay`, FAILED for a person to see."""
     with store.write() as connection:
         move_study(connection, study_key, to, reason=reason, not_before=now + delay, lease_owner=None, lease_until=None)
+
+
+def unfinished_work(store: Store, now: datetime) -> bool:
+    """Whether a study still waits to be judged, or a delivery for its first tries."""
+    waiting = (StudyState.RECEIVING, StudyState.QUEUED, StudyState.PROCESSING)
+    with store.read() as connection:
+        studies = connection.execute(select(study.c.study_key).where(study.c.state.in_(waiting)).limit(1)).first()
+        due = (delivery.c.state == "pending") & (delivery.c.next_attempt_at <= now)
+        return (
+            studies is not None
+            or connection.execute(select(delivery.c.delivery_id).where(due).limit(1)).first() is not None
+        )

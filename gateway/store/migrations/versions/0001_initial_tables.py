@@ -53,7 +53,8 @@ def upgrade() -> None:
         sa.Column("effect", sa.Float(), nullable=True),
         sa.Column("threshold_p", sa.Float(), nullable=False),
         sa.Column("backend", sa.String(length=16), nullable=False),
-        sa.Column("last_prediction_id", sa.Integer(), nullable=False),
+        sa.Column("seen", sa.Integer(), nullable=False),
+        sa.Column("drivers", sa.JSON(), nullable=False),
         sa.Column("computed_at", sa.DateTime(timezone=True), nullable=False),
         sa.PrimaryKeyConstraint("drift_result_id", name=op.f("pk_drift_result")),
     )

@@ -1,0 +1,372 @@
+"""The monitor: follows the model registry, and asks whether today is like the reference.
+
+The only process that loads MLflow, torch and alibi-detect. It never stands in the way of triage: workers run what the
+store last said of the registry, and go on when the monitor is down.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from drift.alarms import Alarm, AlarmState, decide_alarm
+from drift.errors import DriftError
+from drift.mmd import MmdTest, make_mmd_test
+from drift.monitors import (
+    ALL_DEVICES,
+    DriftKind,
+    DriftResult,
+    Subject,
+    WindowRule,
+    judge_embeddings,
+    summary_shift,
+)
+from drift.reference import Reference, load_reference, whiten_reference
+from gateway.errors import StoreError
+from gateway.settings import Settings
+from gateway.store import Store, open_store
+from gateway.store.monitoring import (
+    JudgedRow,
+    add_drift_result,
+    change_alarm,
+    highest_prediction_id,
+    judged_scopes,
+    last_rows,
+    latest_drift,
+    open_alarm,
+    raise_alarm,
+    report_process,
+    rows_after,
+)
+from gateway.store.predictions import AliasedVersion, aliased_versions, write_aliases
+from models import bundled_folders
+from models.card import Bundle, load_bundle
+from models.errors import ModelError
+
+logger = logging.getLogger(__name__)
+
+REGISTRY_INTERVAL_S = 3.0
+ROWS_AT_A_TIME = 1000
+
+
+def run(settings: Settings, data_dir: Path, stop: threading.Event) -> None:
+    """The monitor process, until `stop` is set."""
+    store = open_store(settings.store.url, data_dir=data_dir)
+    try:
+        report(store, {"backend": choose_backend(settings)})
+        registry = RegistryFollower(settings, data_dir, store)
+        watch: Watch | None = None
+        waited_s = settings.monitor.interval_s
+        while not stop.is_set():
+            try:
+                registry.follow()
+                report(store, {"backend": choose_backend(settings)})
+                watch = watch or Watch(settings, store)
+                if waited_s >= settings.monitor.interval_s:
+                    waited_s = 0.0
+                    watch.look(stop)
+            except (StoreError, ModelError) as error:
+                logger.error("%s", error)
+            stop.wait(REGISTRY_INTERVAL_S)
+            waited_s += REGISTRY_INTERVAL_S
+    finally:
+        store.close()
+
+
+def report(store: Store, detail: Mapping[str, Any]) -> None:
+    """A sign of life."""
+    report_process(store, name="monitor", pid=os.getpid(), now=datetime.now(UTC), detail=detail)
+
+
+def choose_backend(settings: Settings) -> Literal["alibi", "builtin"]:
+    """As set; with ``auto``, alibi-detect where it is installed."""
+    if settings.monitor.backend != "auto":
+        return settings.monitor.backend
+    installed = importlib.util.find_spec("alibi_detect") and importlib.util.find_spec("torch")
+    return "alibi" if installed else "builtin"
+
+
+class RegistryFollower:
+    """Registers the shipped bundles at first start, and writes down for the workers where each alias points."""
+
+    def __init__(self, settings: Settings, data_dir: Path, store: Store) -> None:
+        self._uri = settings.models.tracking_uri or f"sqlite:///{data_dir / 'mlflow.db'}"
+        self._artifacts = data_dir / "mlflow-artifacts"
+        self._store = store
+        self._registered = False
+
+    def follow(self) -> None:
+        """Read the registry once.
+
+        Raises
+        ------
+        ModelError
+            It cannot be reached or holds a broken bundle; what the workers run stays as it is.
+        """
+        from models.registry import ModelRegistry  # MLflow takes seconds to import
+
+        registry = ModelRegistry(self._uri, self._artifacts)
+        if not self._registered:
+            register_bundled(registry)
+            self._registered = True
+        found = tuple(
+            AliasedVersion(
+                model_name=version.model_name,
+                alias=alias,
+                version=version.version,
+                folder=str(registry.resolve(version.model_name, alias).folder),
+                model_sha256=version.model_sha256,
+            )
+            for version in registry.versions()
+            for alias in version.aliases
+        )
+        known = aliased_versions(self._store)
+        if set(found) != set(known):
+            write_aliases(self._store, found, datetime.now(UTC))
+            for entry in sorted(set(found) - set(known), key=str):
+                logger.info("%s: %s is version %d", entry.model_name, entry.alias, entry.version)
+
+
+def register_bundled(registry: Any) -> None:
+    """Register the shipped bundles that the registry lacks; the newest version is champion where none is named yet."""
+    bundles = [load_bundle(folder) for folder in bundled_folders()]
+    known = {(version.model_name, version.version) for version in registry.versions()}
+    for bundle in bundles:
+        if (bundle.card.name, bundle.card.version) not in known:
+            registry.register(bundle)
+    named = {version.model_name for version in registry.versions() if "champion" in version.aliases}
+    newest: dict[str, Bundle] = {}
+    for bundle in sorted(bundles, key=lambda each: each.card.version):
+        newest[bundle.card.name] = bundle
+    for name, bundle in newest.items():
+        if name not in named:
+            registry.set_alias(name, "champion", bundle.card.version)
+
+
+@dataclass(slots=True, kw_only=True)
+class Scope:
+    """The window of one subject: a model version on one device, or on all."""
+
+    subject: Subject
+    seen: int = 0
+    """Studies ever."""
+    window: OrderedDict[str, JudgedRow] = field(default_factory=OrderedDict)
+    """Study key -> one image of it, since two images of a patient are not two pieces of evidence."""
+    tested_at: dict[DriftKind, int] = field(default_factory=dict)
+
+    def add(self, row: JudgedRow, size: int) -> None:
+        """Take in one prediction; a study that is judged again replaces itself."""
+        if row.study_key not in self.window:
+            self.seen += 1
+        self.window[row.study_key] = row
+        while len(self.window) > size:
+            self.window.popitem(last=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Judge:
+    """What one model version is held against."""
+
+    reference: Reference
+    test: MmdTest
+
+
+class Watch:
+    """The windows of all subjects, kept up to date with the store, and the tests on them."""
+
+    def __init__(self, settings: Settings, store: Store) -> None:
+        self._store = store
+        self._backend = choose_backend(settings)
+        self._rule = WindowRule(
+            size=settings.monitor.window, minimum=settings.monitor.least, threshold_p=settings.monitor.p_value
+        )
+        self._judges: dict[tuple[str, int], Judge | None] = {}
+        self._scopes: dict[tuple[str, int, str], Scope] = {}
+        self._last_id = highest_prediction_id(store)
+        self._restore()
+
+    def _restore(self) -> None:
+        """Windows as they were: from the last rows of each scope, and from what was tested last."""
+        totals: dict[tuple[str, int, str], int] = {}
+        for model_name, model_version, device_key, studies in judged_scopes(self._store):
+            totals[model_name, model_version, device_key] = studies
+            everything = (model_name, model_version, ALL_DEVICES)
+            totals[everything] = totals.get(everything, 0) + studies
+        for (model_name, model_version, scope_name), studies in totals.items():
+            scope = self._scope(model_name, model_version, scope_name)
+            rows = last_rows(
+                self._store,
+                model_name=model_name,
+                model_version=model_version,
+                device_key=None if scope_name == ALL_DEVICES else scope_name,
+                limit=4 * self._rule.size,
+            )
+            for row in rows:
+                scope.add(row, self._rule.size)
+            scope.seen = studies
+        for result in latest_drift(self._store):
+            scope = self._scope(result["model_name"], result["model_version"], result["scope"])
+            scope.tested_at[DriftKind(result["kind"])] = result["seen"]
+
+    def _scope(self, model_name: str, model_version: int, scope_name: str) -> Scope:
+        subject = Subject(model_name=model_name, model_version=model_version, scope=scope_name)
+        return self._scopes.setdefault((model_name, model_version, scope_name), Scope(subject=subject))
+
+    def look(self, stop: threading.Event) -> None:
+        """Take in what was judged since, and test every scope that is due.
+
+        Raises
+        ------
+        StoreError
+            What was tested and not written down is tested again at the next look.
+        """
+        while not stop.is_set():
+            rows, self._last_id = rows_after(self._store, self._last_id, limit=ROWS_AT_A_TIME)
+            for row in rows:
+                for scope_name in (ALL_DEVICES, row.device_key):
+                    self._scope(row.model_name, row.model_version, scope_name).add(row, self._rule.size)
+            if len(rows) < ROWS_AT_A_TIME:
+                break
+        for scope in list(self._scopes.values()):
+            if stop.is_set():
+                return
+            self._test(scope)
+
+    def _test(self, scope: Scope) -> None:
+        judge = self._judge(scope.subject)
+        if judge is None:
+            return
+        for kind in DriftKind:
+            if not self._rule.is_due(seen=scope.seen, seen_at_last_test=scope.tested_at.get(kind)):
+                continue
+            try:
+                result = self._result(kind, scope, judge)
+            except DriftError as error:
+                logger.error(
+                    "%s of %s on %s: not judged: %s", kind, scope.subject.model_name, scope.subject.scope, error
+                )
+                scope.tested_at[kind] = scope.seen
+                continue
+            self._keep(result, scope)
+            scope.tested_at[kind] = scope.seen
+
+    def _result(self, kind: DriftKind, scope: Scope, judge: Judge) -> DriftResult:
+        rows = list(scope.window.values())
+        now = datetime.now(UTC)
+        if kind is DriftKind.EMBEDDING:
+            embeddings = np.stack([row.embedding for row in rows])
+            return judge_embeddings(judge.test, embeddings, scope.subject, rule=self._rule, now=now)
+        reference = judge.reference
+        if kind is DriftKind.EXPLANATION:
+            known, names = reference.explanations, reference.explanation_names
+            values: list[Mapping[str, Any]] = [row.explanation or {} for row in rows]
+        else:
+            known, names = reference.statistics, reference.statistic_names
+            values = [row.statistics for row in rows]
+        window = np.array([[value.get(name, np.nan) for name in names] for value in values], dtype=np.float64)
+        return summary_shift(known, names, window, scope.subject, kind=kind, rule=self._rule, now=now)
+
+    def _judge(self, subject: Subject) -> Judge | None:
+        """Reference and test of a model version; ``None`` where it has none that can be used, which is logged once."""
+        key = (subject.model_name, subject.model_version)
+        if key not in self._judges:
+            folders = {(entry.model_name, entry.version): Path(entry.folder) for entry in aliased_versions(self._store)}
+            if key not in folders:
+                return None  # no alias names that version any more
+            try:
+                reference = load_reference(load_bundle(folders[key]).reference_path)
+                test = make_mmd_test(self._backend, whiten_reference(reference))
+                self._judges[key] = Judge(reference=reference, test=test)
+            except (ModelError, DriftError) as error:
+                logger.error("%s version %d: drift is not judged: %s", *key, error)
+                self._judges[key] = None
+        return self._judges[key]
+
+    def _keep(self, result: DriftResult, scope: Scope) -> None:
+        add_drift_result(
+            self._store,
+            {
+                "model_name": result.model_name,
+                "model_version": result.model_version,
+                "scope": result.scope,
+                "kind": result.kind,
+                "state": result.state,
+                "reason": result.reason,
+                "n": result.n,
+                "statistic": result.statistic,
+                "p_value": result.p_value,
+                "effect": result.effect,
+                "threshold_p": result.threshold_p,
+                "backend": result.backend,
+                "seen": scope.seen,
+                "drivers": [asdict(driver) for driver in result.drivers],
+                "computed_at": result.computed_at,
+            },
+        )
+        self._alarm(result)
+
+    def _alarm(self, result: DriftResult) -> None:
+        row = open_alarm(
+            self._store,
+            model_name=result.model_name,
+            model_version=result.model_version,
+            scope=result.scope,
+            kind=result.kind,
+        )
+        change = decide_alarm(None if row is None else _alarm_of(row), result)
+        if change is None:
+            return
+        alarm = change.alarm
+        values = {
+            "message": alarm.reason,
+            "count": alarm.count,
+            "p_value": alarm.p_value,
+            "effect": alarm.effect,
+            "last_seen_at": alarm.last_seen,
+        }
+        if row is not None:
+            change_alarm(self._store, row["alarm_key"], values)
+            return
+        key = raise_alarm(
+            self._store,
+            {
+                **values,
+                "model_name": alarm.model_name,
+                "model_version": alarm.model_version,
+                "scope": alarm.scope,
+                "kind": alarm.kind,
+                "first_seen_at": alarm.first_seen,
+            },
+        )
+        logger.warning("alarm %s: %s on %s: %s", key, alarm.model_name, alarm.scope, alarm.reason)
+
+
+def _alarm_of(row: Mapping[str, Any]) -> Alarm:
+    """The drift room's value of a stored alarm."""
+    return Alarm(
+        kind=DriftKind(row["kind"]),
+        model_name=row["model_name"],
+        model_version=row["model_version"],
+        scope=row["scope"],
+        state=AlarmState(row["state"]),
+        count=row["count"],
+        first_seen=row["first_seen_at"],
+        last_seen=row["last_seen_at"],
+        p_value=row["p_value"],
+        effect=row["effect"],
+        largest_effect=row["effect"],
+        reason=row["message"],
+        changed_at=row["handled_at"] or row["first_seen_at"],
+        changed_by=row["handled_by"],
+        cause=row["handling"],
+    )

@@ -1,0 +1,335 @@
+"""The flow, in one file: from a complete study to result objects.
+
+    study -> chosen images -> de-identified study -> tensors -> predictions -> explanations -> acquisition findings
+      -> judged images -> result objects
+
+:func:`judge_studies` is the whole of it. Each stage is one call, data in, data out; no stage calls the next. Studies
+share one thing, the batch that goes through a model. What fails for one image costs that image and says why; what fails
+for one study costs that study.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass, field
+from datetime import datetime
+
+import numpy as np
+import numpy.typing as npt
+from models.prediction import Prediction
+from models.session import ModelSession
+from PIL import Image
+from pydicom import Dataset
+
+from drift.acquisition import AcquisitionFinding, Value, judge_acquisition
+from gateway.acquisition import device_key, read_parameters
+from gateway.deidentify import Deidentifier
+from gateway.errors import GatewayError
+from gateway.judgement import Explanation, FindingResult, JudgedImage, Priority
+from gateway.results import ResultObject, build_results
+from gateway.routing import choose_rule, is_quality_control
+from gateway.settings import Rule
+from gateway.study import DeidentifiedStudy, ReceivedInstance, Study
+from models.card import Card
+from models.errors import ModelError
+from models.pixels import displayed_frame_count, read_frame
+from models.preprocess import Frame, ModelInput, prepare
+from models.quality import judge_quality
+from xai.errors import XaiError
+from xai.gradcam import gradcam
+from xai.overlay import to_source_grid
+from xai.summary import summarise
+
+logger = logging.getLogger(__name__)
+
+PICTURE_LONG_SIDE = 1024
+MAXIMUM_FRAMES = 32
+"""Frames of a multi-frame image that are judged; the rest is said to be not judged."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Engine:
+    """What stays in memory between studies."""
+
+    rules: tuple[Rule, ...]
+    sessions: Mapping[str, ModelSession]
+    """Model name -> the session of its champion."""
+    deidentifier: Deidentifier
+    key: bytes
+    """Site key from which pseudonyms and result UIDs are derived."""
+    gateway_version: str
+    threads: Executor
+    """For what can be done for several studies at once before and after inference."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChosenImage:
+    """An image that a rule chose."""
+
+    instance: ReceivedInstance
+    rule: Rule
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PreparedFrame:
+    """One frame, ready for one model."""
+
+    instance_key: str
+    frame_index: int
+    model_name: str
+    model_input: ModelInput
+    picture: npt.NDArray[np.uint8]
+    """[rows, columns, 3], long side at most :data:`PICTURE_LONG_SIDE`."""
+    parameters: Mapping[str, Value]
+
+
+@dataclass(slots=True, kw_only=True)
+class StudyJudgement:
+    """What became of one study. Filled stage by stage; ``error`` ends it."""
+
+    study: Study
+    chosen: tuple[ChosenImage, ...] = ()
+    not_judged_reasons: dict[str, str] = field(default_factory=dict)
+    """Instance key -> why it has no prediction."""
+    frames: tuple[PreparedFrame, ...] = ()
+    judged: tuple[JudgedImage, ...] = ()
+    results: tuple[ResultObject, ...] = ()
+    error: GatewayError | ModelError | XaiError | None = None
+
+    @property
+    def priority(self) -> Priority:
+        """The highest priority of its images."""
+        return max((image.priority for image in self.judged), default=Priority.LOW)
+
+
+def judge_studies(studies: Sequence[Study], engine: Engine, now: datetime) -> tuple[StudyJudgement, ...]:
+    """Judge complete studies together. Raises nothing that concerns a single study: that stands in its judgement."""
+
+    def prepare_study(study: Study) -> StudyJudgement:
+        judgement = StudyJudgement(study=study)
+        try:
+            headers = read_headers(study)
+            judgement.chosen = choose_images(study, headers, engine.rules, judgement.not_judged_reasons)
+            deidentified = deidentify(judgement.chosen, study, engine.deidentifier, judgement.not_judged_reasons)
+            judgement.frames = prepare_frames(
+                deidentified, headers, judgement.chosen, engine, judgement.not_judged_reasons
+            )
+        except GatewayError as error:
+            judgement.error = error
+        return judgement
+
+    def finish_study(judgement: StudyJudgement, predictions: Sequence[Prediction]) -> StudyJudgement:
+        try:
+            judgement.judged = tuple(
+                judge_frame(frame, prediction, engine.sessions[frame.model_name])
+                for frame, prediction in zip(judgement.frames, predictions, strict=True)
+            )
+            if judgement.judged:
+                judgement.results = build_results(
+                    judgement.study,
+                    judgement.judged,
+                    key=engine.key,
+                    now=now,
+                    gateway_version=engine.gateway_version,
+                )
+        except GatewayError as error:
+            judgement.error = error
+        return judgement
+
+    prepared = list(engine.threads.map(prepare_study, studies))
+    predictions = predict([frame for judgement in prepared for frame in judgement.frames], engine.sessions)
+    return tuple(
+        engine.threads.map(finish_study, prepared, split(predictions, [len(each.frames) for each in prepared]))
+    )
+
+
+def read_headers(study: Study) -> dict[str, Dataset]:
+    """Instance key -> its data set without pixels. Holds PHI."""
+    return {instance.instance_key: instance.read(pixels=False) for instance in study.instances}
+
+
+def choose_images(
+    study: Study, headers: Mapping[str, Dataset], rules: Sequence[Rule], reasons: dict[str, str]
+) -> tuple[ChosenImage, ...]:
+    """The images that a rule sends to a model; why the others are not goes into `reasons`."""
+    chosen = []
+    for instance in study.instances:
+        header = headers[instance.instance_key]
+        phantom = is_quality_control(header)
+        rule = None if phantom else choose_rule(header, rules)
+        if phantom:
+            reasons[instance.instance_key] = f"quality control or phantom image: {phantom}"
+        elif rule is None:
+            reasons[instance.instance_key] = "no rule matches"
+        elif not rule.models:
+            reasons[instance.instance_key] = f"rule {rule.name!r} names no model"
+        else:
+            chosen.append(ChosenImage(instance=instance, rule=rule))
+    return tuple(chosen)
+
+
+def deidentify(
+    chosen: Sequence[ChosenImage], study: Study, deidentifier: Deidentifier, reasons: dict[str, str]
+) -> DeidentifiedStudy:
+    """The chosen images without PHI; an image that cannot be de-identified goes nowhere and says why."""
+    instances = []
+    for image in chosen:
+        alone = Study(study_key=study.study_key, instances=(image.instance,))
+        try:
+            instances.extend(deidentifier.study(alone).instances)
+        except GatewayError as error:
+            reasons[image.instance.instance_key] = str(error)
+    return DeidentifiedStudy(study_key=study.study_key, instances=tuple(instances))
+
+
+def prepare_frames(
+    study: DeidentifiedStudy,
+    headers: Mapping[str, Dataset],
+    chosen: Sequence[ChosenImage],
+    engine: Engine,
+    reasons: dict[str, str],
+) -> tuple[PreparedFrame, ...]:
+    """Decode each image once, at no more than the size that is needed, and make each model's tensor of it.
+
+    Acquisition parameters come from the original `headers`, since de-identification removes some of them; they hold
+    no PHI.
+    """
+    models = {image.instance.instance_key: image.rule.models for image in chosen}
+    frames: list[PreparedFrame] = []
+    for instance in study.instances:
+        key = instance.instance_key
+        sessions = {name: engine.sessions[name] for name in models[key] if name in engine.sessions}
+        missing = [name for name in models[key] if name not in sessions]
+        if missing:
+            reasons[key] = f"no champion version of {', '.join(missing)} is loaded"
+        if not sessions:
+            continue
+        try:
+            parameters = read_parameters(headers[key], site_key=engine.key)
+            count = displayed_frame_count(instance.dataset)
+            if count > MAXIMUM_FRAMES:
+                reasons[key] = f"{count} frames, of which the first {MAXIMUM_FRAMES} were judged"
+            for index in range(min(count, MAXIMUM_FRAMES)):
+                frame = read_frame(instance.dataset, frame_index=index, least_side=_least_side(sessions.values()))
+                picture = display_picture(frame)
+                frames.extend(
+                    PreparedFrame(
+                        instance_key=key,
+                        frame_index=index,
+                        model_name=name,
+                        model_input=prepare(frame, session.card.pixel_contract),
+                        picture=picture,
+                        parameters=parameters,
+                    )
+                    for name, session in sessions.items()
+                )
+        except ModelError as error:
+            reasons[key] = str(error)
+    return tuple(frames)
+
+
+def _least_side(sessions: Iterable[ModelSession]) -> int:
+    """Shortest side at which a picture may be decoded: enough for the tensor's crop and for the key image."""
+    sizes = (session.card.pixel_contract.size for session in sessions)
+    return max(640, *(max(size.rows, size.columns) * 3 // 2 for size in sizes))
+
+
+def display_picture(frame: Frame) -> npt.NDArray[np.uint8]:
+    """uint8 [rows, columns, 3], the frame as displayed, long side at most :data:`PICTURE_LONG_SIDE`."""
+    pixels = frame.pixels
+    eight_bit = pixels if frame.is_colour else (np.clip(pixels, 0, 1) * 255 + 0.5).astype(np.uint8)
+    picture = Image.fromarray(eight_bit)
+    scale = PICTURE_LONG_SIDE / max(picture.size)
+    if scale < 1:
+        size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
+        picture = picture.resize(size, Image.Resampling.BILINEAR, reducing_gap=2.0)
+    return np.asarray(picture.convert("RGB"))
+
+
+def predict(frames: Sequence[PreparedFrame], sessions: Mapping[str, ModelSession]) -> list[Prediction]:
+    """One prediction a frame, in order; frames of one model go through it together, whatever study they are of."""
+    predictions: dict[int, Prediction] = {}
+    for name, session in sessions.items():
+        places = [place for place, frame in enumerate(frames) if frame.model_name == name]
+        if places:
+            tensors = np.stack([frames[place].model_input.tensor for place in places])
+            predictions.update(zip(places, session.run(tensors), strict=True))
+    return [predictions[place] for place in range(len(frames))]
+
+
+def split(predictions: Sequence[Prediction], counts: Sequence[int]) -> list[Sequence[Prediction]]:
+    """Cut a batch's predictions into those of each study."""
+    ends = np.cumsum(counts).tolist()
+    return [predictions[end - count : end] for end, count in zip(ends, counts, strict=True)]
+
+
+def judge_frame(frame: PreparedFrame, prediction: Prediction, session: ModelSession) -> JudgedImage:
+    """Findings, quality, explanation and acquisition findings of one frame."""
+    card = session.card
+    return JudgedImage(
+        instance_key=frame.instance_key,
+        frame_index=frame.frame_index,
+        prediction=prediction,
+        card=card,
+        findings=decide(prediction, card),
+        ungradable_reasons=judge_quality(frame.model_input.statistics, card.quality),
+        explanation=explain(frame, prediction, session),
+        acquisition_findings=check_acquisition(frame, card),
+        statistics=frame.model_input.statistics,
+        parameters=frame.parameters,
+        device_key=device_key(frame.parameters),
+        picture=frame.picture,
+    )
+
+
+def decide(prediction: Prediction, card: Card) -> tuple[FindingResult, ...]:
+    """Hold each finding's score against its operating point."""
+    results = []
+    for finding in card.findings:
+        score = prediction.scores[finding.name]
+        present = score >= finding.operating_point
+        urgent = finding.high_priority_from is None or score >= finding.high_priority_from
+        results.append(
+            FindingResult(
+                name=finding.name,
+                title=finding.title,
+                code=finding.code,
+                score=score,
+                operating_point=finding.operating_point,
+                present=present,
+                priority=(Priority.HIGH if urgent else Priority.MEDIUM) if present else Priority.LOW,
+            )
+        )
+    return tuple(results)
+
+
+def explain(frame: PreparedFrame, prediction: Prediction, session: ModelSession) -> Explanation | None:
+    """Grad-CAM of the finding with the highest score; ``None`` where there is none, which is shown as not judged."""
+    card = session.card
+    finding = max(card.findings, key=lambda each: prediction.scores[each.name])
+    grid = frame.model_input.grid
+    try:
+        cam = gradcam(
+            prediction.feature_map,
+            prediction.probabilities,
+            session.head_weight,
+            card.label_indices(finding),
+            card.activation,
+        )
+        rows, columns = frame.picture.shape[:2]
+        return Explanation(
+            finding_name=finding.name,
+            heat=to_source_grid(cam, grid, rows, columns),
+            cam=cam,
+            summary=summarise(cam, grid),
+        )
+    except XaiError as error:
+        logger.warning("image %s: explanation not judged: %s", frame.instance_key, error)
+        return None
+
+
+def check_acquisition(frame: PreparedFrame, card: Card) -> tuple[AcquisitionFinding, ...]:
+    """Hold the acquisition parameters against the range that the model version was validated on."""
+    return judge_acquisition(frame.parameters, card.acquisition)

@@ -1,0 +1,319 @@
+"""The supervisor: binds the ports, starts the processes, restarts what dies, stops them in order.
+
+Processes are forked from here, where the common libraries are loaded once. The supervisor runs no threads and holds no
+connection to the store while it forks.
+
+A child knows by a pipe whether its supervisor lives. A byte on it means: stop. Its end without a byte means that the
+supervisor was killed: receivers, web and monitor then stop, so that a new gateway finds the ports free; workers and
+sender first finish what was acknowledged.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import logging
+import multiprocessing
+import os
+import select
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import TextIO
+
+from gateway import monitor, scp, sender, worker
+from gateway.errors import SettingsError, StoreError
+from gateway.objects import ObjectFolder
+from gateway.settings import Settings
+from gateway.store import open_store
+from gateway.store.monitoring import forget_processes
+from gateway.store.studies import release_leases, unfinished_work
+from gateway.web import server
+
+logger = logging.getLogger(__name__)
+
+BIND_PATIENCE_S = 15.0
+"""How long to wait for a port that the children of a killed supervisor still hold."""
+STOP_PATIENCE_S = 20.0
+DRAIN_LIMIT_S = 900.0
+LONGEST_RESTART_DELAY_S = 30.0
+STEADY_S = 10.0
+"""A process that lived this long is restarted at once."""
+
+RunProcess = Callable[[threading.Event], None]
+
+
+@dataclass(slots=True)
+class Child:
+    """One process that the supervisor keeps alive."""
+
+    name: str
+    run: RunProcess
+    drains: bool
+    """Whether it finishes acknowledged work when the supervisor has been killed."""
+    process: BaseProcess | None = None
+    lifeline: int = -1
+    """Write end of the pipe by which the child knows that its supervisor lives."""
+    started_at: float = 0.0
+    delay_s: float = 0.0
+    restart_at: float = field(default=0.0)
+
+
+def serve(settings: Settings, data_dir: Path, *, announce: TextIO | None = None) -> None:
+    """Run the gateway until SIGTERM or SIGINT.
+
+    Parameters
+    ----------
+    announce
+        Where to write one line of JSON with the ports, once they are bound.
+
+    Raises
+    ------
+    SettingsError
+        The data folder cannot be used or is in use, or a port is taken.
+    StoreError
+        The store cannot be opened.
+    """
+    lock = _take_data_dir(data_dir)
+    with (
+        lock,
+        _bind(settings.dicom.host, settings.dicom.port) as dicom,
+        _bind(settings.web.host, settings.web.port) as web,
+    ):
+        store = open_store(settings.store.url, data_dir=data_dir, migrate=True)
+        objects = ObjectFolder.in_data_dir(data_dir)
+        swept = scp.sweep(store, objects.root)
+        if swept:
+            logger.info("removed %d files that were never acknowledged", swept)
+        forget_processes(store)
+        store.close()
+        supervisor = Supervisor(settings, data_dir, _children(settings, data_dir, dicom, web))
+        if announce is not None:
+            print(json.dumps(announcement(settings, data_dir, dicom, web)), file=announce, flush=True)
+        logger.info(
+            "DICOM %s on %s:%d, pages on http://%s:%d/, data in %s",
+            settings.dicom.ae_title,
+            *dicom.getsockname()[:2],
+            *web.getsockname()[:2],
+            data_dir,
+        )
+        supervisor.run()
+
+
+def announcement(settings: Settings, data_dir: Path, dicom: socket.socket, web: socket.socket) -> dict[str, object]:
+    """Where the gateway is to be found."""
+    return {
+        "ae_title": settings.dicom.ae_title,
+        "dicom_host": dicom.getsockname()[0],
+        "dicom_port": dicom.getsockname()[1],
+        "http_host": web.getsockname()[0],
+        "http_port": web.getsockname()[1],
+        "url": f"http://{web.getsockname()[0]}:{web.getsockname()[1]}/",
+        "data_dir": str(data_dir),
+        "pid": os.getpid(),
+    }
+
+
+def _take_data_dir(data_dir: Path) -> TextIO:
+    """Lock the data folder for this gateway alone; the lock ends with the process."""
+    try:
+        data_dir.mkdir(parents=True, exist_ok=True)
+        lock = (data_dir / "gateway.lock").open("a")
+    except OSError as error:
+        raise SettingsError(f"data folder {data_dir}: cannot be used: {error.strerror}") from error
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        lock.close()
+        raise SettingsError(f"data folder {data_dir}: another gateway runs on it") from error
+    return lock
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    deadline = time.monotonic() + BIND_PATIENCE_S
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    while True:
+        listener = socket.socket(family, socket.SOCK_STREAM)
+        try:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind((host, port))
+            listener.listen(1024)
+        except OSError as error:
+            listener.close()
+            if error.errno == errno.EADDRINUSE and time.monotonic() < deadline:
+                time.sleep(0.5)
+                continue
+            raise SettingsError(f"cannot listen on {host}:{port}: {error.strerror}") from error
+        except OverflowError as error:
+            listener.close()
+            raise SettingsError(f"cannot listen on {host}:{port}: {error}") from error
+        return listener
+
+
+def _children(settings: Settings, data_dir: Path, dicom: socket.socket, web: socket.socket) -> list[Child]:
+    """Every process of the gateway."""
+
+    def receiver(name: str) -> RunProcess:
+        return lambda stop: scp.run(settings, data_dir, stop, name=name, listener=dicom)
+
+    def judge(name: str) -> RunProcess:
+        return lambda stop: worker.run(settings, data_dir, stop, name=name, threads=threads)
+
+    workers, threads = worker.plan_threads(settings, cores=_cores(), accelerators=_accelerators())
+    receivers = [f"receiver-{number}" for number in range(settings.dicom.receivers)]
+    judges = [f"worker-{number}" for number in range(workers)]
+    return [
+        Child("monitor", lambda stop: monitor.run(settings, data_dir, stop), drains=False),
+        *(Child(name, receiver(name), drains=False) for name in receivers),
+        *(Child(name, judge(name), drains=True) for name in judges),
+        Child("sender", lambda stop: sender.run(settings, data_dir, stop), drains=True),
+        Child("web", lambda stop: server.run(settings, data_dir, stop, listener=web), drains=False),
+    ]
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0))
+
+
+def _accelerators() -> int:
+    """NVIDIA devices that this process can see, without loading a library."""
+    return len([path for path in Path("/dev").glob("nvidia[0-9]*") if path.name.removeprefix("nvidia").isdigit()])
+
+
+class Supervisor:
+    """Keeps the children alive."""
+
+    def __init__(self, settings: Settings, data_dir: Path, children: Sequence[Child]) -> None:
+        self._settings = settings
+        self._data_dir = data_dir
+        self._children = children
+        self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._stopping = False
+
+    def run(self) -> None:
+        """Start all, restart what dies, until a signal says stop."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._on_signal)
+        try:
+            for child in self._children:
+                self._start(child)
+            while not self._stopping:
+                self._wait()
+                for child in self._children:
+                    self._keep(child)
+        finally:
+            self._stop_all()
+
+    def _on_signal(self, number: int, _: object) -> None:
+        self._stopping = True
+        os.write(self._wake_write, b"x")
+
+    def _wait(self) -> None:
+        """Sleep until a child ends, a signal arrives, or a second has passed."""
+        sentinels = [child.process.sentinel for child in self._children if child.process is not None]
+        select.select([self._wake_read, *sentinels], [], [], 1.0)
+
+    def _start(self, child: Child) -> None:
+        read_end, child.lifeline = os.pipe()
+        context = multiprocessing.get_context("fork")
+        process = context.Process(target=self._in_child, args=(child, read_end), name=child.name)
+        process.start()
+        os.close(read_end)
+        child.process = process
+        child.started_at = time.monotonic()
+        logger.info("started %s, process %s", child.name, process.pid)
+
+    def _keep(self, child: Child) -> None:
+        process = child.process
+        if process is None:
+            if time.monotonic() >= child.restart_at:
+                self._start(child)
+            return
+        if process.exitcode is None:
+            return
+        lived_s = time.monotonic() - child.started_at
+        child.delay_s = 0.0 if lived_s > STEADY_S else min(max(0.5, child.delay_s * 2), LONGEST_RESTART_DELAY_S)
+        child.restart_at = time.monotonic() + child.delay_s
+        logger.error("%s ended after %.0f s with %s; restarting", child.name, lived_s, _exit_words(process.exitcode))
+        self._release(f"{child.name}:{process.pid}")
+        os.close(child.lifeline)
+        child.lifeline = -1
+        child.process = None
+
+    def _release(self, owner: str) -> None:
+        """Let others take at once what a dead worker had held; should the store fail, its lease ends by itself."""
+        try:
+            store = open_store(self._settings.store.url, data_dir=self._data_dir)
+            try:
+                release_leases(store, owner=owner)
+            finally:
+                store.close()
+        except StoreError as error:
+            logger.error("%s", error)
+
+    def _stop_all(self) -> None:
+        running = [child for child in self._children if child.process is not None]
+        for child in running:
+            try:
+                os.write(child.lifeline, b"s")
+            except BrokenPipeError:
+                continue
+        deadline = time.monotonic() + STOP_PATIENCE_S
+        for child in running:
+            assert child.process is not None
+            child.process.join(max(0.0, deadline - time.monotonic()))
+            if child.process.is_alive():
+                logger.error("%s did not stop in %.0f s; killed", child.name, STOP_PATIENCE_S)
+                child.process.kill()
+                child.process.join()
+            os.close(child.lifeline)
+
+    def _in_child(self, child: Child, lifeline: int) -> None:
+        """The first thing that runs in a new process."""
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the supervisor tells
+        for other in self._children:
+            if other.lifeline >= 0:
+                os.close(other.lifeline)
+        os.close(self._wake_read)
+        os.close(self._wake_write)
+        stop = threading.Event()
+        signal.signal(signal.SIGTERM, lambda *_: stop.set())
+        drain = self._is_drained if child.drains else None
+        threading.Thread(target=_watch, args=(lifeline, stop, drain), name="lifeline", daemon=True).start()
+        child.run(stop)
+        logging.shutdown()
+        sys.stdout.flush()
+        # Libraries leave threads behind (gRPC, MLflow's, CUDA's) that would hold the process; its work is done.
+        os._exit(0)
+
+    def _is_drained(self) -> bool:
+        store = open_store(self._settings.store.url, data_dir=self._data_dir)
+        try:
+            return not unfinished_work(store, datetime.now(UTC))
+        except StoreError:
+            return False
+        finally:
+            store.close()
+
+
+def _watch(lifeline: int, stop: threading.Event, drained: Callable[[], bool] | None) -> None:
+    """Set `stop` when the supervisor says so; or when it died, for those that drain once nothing is left to do."""
+    told = os.read(lifeline, 1)
+    if not told:
+        logger.error("the supervisor is gone")
+        deadline = time.monotonic() + DRAIN_LIMIT_S
+        while drained is not None and time.monotonic() < deadline and not stop.is_set() and not drained():
+            stop.wait(1.0)
+    stop.set()
+
+
+def _exit_words(code: int) -> str:
+    return f"signal {-code}" if code < 0 else f"exit code {code}"

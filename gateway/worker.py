@@ -1,0 +1,362 @@
+"""A worker: takes complete studies from the store, judges them, leaves results and deliveries behind.
+
+It holds its studies by a lease. Killed at any moment, it loses nothing: its lease ends, another worker judges the
+study again, and every identifier comes out the same.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from models.session import ModelSession
+from PIL import Image
+
+from gateway import __version__
+from gateway.deidentify import Deidentifier, load_or_create_key
+from gateway.errors import Disposition, GatewayError, StoreError, TransitionError, disposition
+from gateway.judgement import JudgedImage
+from gateway.objects import ObjectFolder, heat_map_path, picture_path, result_path
+from gateway.pipeline import Engine, StudyJudgement, judge_studies
+from gateway.results import ResultObject
+from gateway.settings import Settings
+from gateway.store import open_store
+from gateway.store.intake import new_key
+from gateway.store.monitoring import report_process
+from gateway.store.predictions import (
+    AliasedVersion,
+    JudgementRecord,
+    PredictionRow,
+    ResultRow,
+    aliased_versions,
+    record_judgement,
+)
+from gateway.store.studies import ClaimedStudy, claim_studies, give_back, queue_complete_studies, renew_leases
+from gateway.study import StudyState
+from models.card import load_bundle
+from models.errors import ModelError
+
+logger = logging.getLogger(__name__)
+
+POLL_S = 0.2
+REPORT_S = 5.0
+CHAMPION = "champion"
+HEAT_MAP_LONG_SIDE = 256
+RETRY_DELAY_S = 5.0
+
+
+def run(settings: Settings, data_dir: Path, stop: threading.Event, *, name: str, threads: int) -> None:
+    """The worker process, until `stop` is set. `threads`: for inference, and for studies side by side."""
+    worker = Worker(settings, data_dir, name=name, threads=threads)
+    try:
+        while not stop.is_set():
+            if not worker.work_once():
+                stop.wait(POLL_S)
+    finally:
+        worker.close()
+
+
+def plan_threads(settings: Settings, *, cores: int, accelerators: int) -> tuple[int, int]:
+    """Number of workers, and of threads in each.
+
+    As set; where set to 0, one worker a GPU, else one a core, at most four; and the cores shared out among them.
+    """
+    workers = settings.worker.count or accelerators or min(cores, 4)
+    return workers, settings.worker.threads or max(1, cores // workers)
+
+
+class Worker:
+    """One worker's resident parts: sessions, threads, its handle on the store."""
+
+    def __init__(self, settings: Settings, data_dir: Path, *, name: str, threads: int) -> None:
+        self._settings = settings
+        self._name = name
+        self._owner = f"{name}:{os.getpid()}"
+        self._threads = threads
+        self._lease = timedelta(seconds=settings.worker.lease_s)
+        self._store = open_store(settings.store.url, data_dir=data_dir)
+        self._objects = ObjectFolder.in_data_dir(data_dir)
+        self._key = load_or_create_key(data_dir / "secret.key")
+        self._deidentifier = Deidentifier(self._key)
+        self._executor = ThreadPoolExecutor(threads, thread_name_prefix="study")
+        self._sessions: dict[str, ModelSession] = {}
+        self._broken: set[AliasedVersion] = set()
+        self._judged = 0
+        self._reported_at = 0.0
+        self._closed = threading.Event()
+        self._keeper = threading.Thread(target=self._keep_leases, name="lease", daemon=True)
+        self._keeper.start()
+
+    def close(self) -> None:
+        """Give threads and connections back."""
+        self._closed.set()
+        self._keeper.join()
+        self._executor.shutdown()
+        self._store.close()
+
+    def work_once(self) -> bool:
+        """Queue what is complete, judge one batch; false when there was nothing to do."""
+        try:
+            now = datetime.now(UTC)
+            self._report()
+            queue_complete_studies(self._store, now)
+            if not self._follow_aliases():
+                return False
+            claimed = claim_studies(
+                self._store,
+                owner=self._owner,
+                now=now,
+                lease=self._lease,
+                limit=self._settings.worker.batch,
+                objects=self._objects.root,
+            )
+        except StoreError as error:
+            logger.error("%s", error)
+            return False
+        worn_out = [each for each in claimed if each.attempts > self._settings.worker.attempts]
+        for each in worn_out:
+            self._give_back(each, f"given up after {each.attempts - 1} attempts that did not end", retry=False)
+        batch = [each for each in claimed if each not in worn_out]
+        if batch:
+            self._judge(batch)
+        return bool(claimed)
+
+    def _judge(self, batch: Sequence[ClaimedStudy]) -> None:
+        started = time.perf_counter()
+        try:
+            judgements = judge_studies([each.study for each in batch], self._engine(), datetime.now(UTC))
+        except Exception as error:  # noqa: BLE001  the worker's loop, one of three places that catch anything
+            self._isolate(batch, error)
+            return
+        for each, judgement in zip(batch, judgements, strict=True):
+            self._conclude(each, judgement)
+        self._judged += len(batch)
+        logger.info("judged %d studies in %.0f ms", len(batch), (time.perf_counter() - started) * 1000)
+
+    def _isolate(self, batch: Sequence[ClaimedStudy], error: Exception) -> None:
+        """A whole batch failed: find out which study it was, by judging each alone."""
+        if len(batch) > 1:
+            for each in batch:
+                self._judge([each])
+            return
+        expected = isinstance(error, (GatewayError, ModelError))
+        logger.error("study %s: %s", batch[0].study.study_key, type(error).__name__, exc_info=not expected)
+        reason = str(error) if expected else f"internal error: {type(error).__name__}"
+        self._give_back(batch[0], reason, retry=disposition(error) is Disposition.RETRY)
+
+    def _conclude(self, claimed: ClaimedStudy, judgement: StudyJudgement) -> None:
+        """Write down what became of one study."""
+        if judgement.error is not None:
+            logger.error("study %s: %s", claimed.study.study_key, judgement.error)
+            self._give_back(claimed, str(judgement.error), retry=disposition(judgement.error) is Disposition.RETRY)
+            return
+        try:
+            record = self._record(claimed, judgement)
+            for unneeded in record_judgement(self._store, record, datetime.now(UTC)):
+                self._objects.remove(unneeded)
+        except TransitionError as error:
+            # Another worker took it after this one's lease had ended; its record stands, and is the same.
+            logger.warning("study %s: %s", claimed.study.study_key, error)
+        except (StoreError, OSError) as error:
+            logger.error("study %s: cannot be recorded: %s", claimed.study.study_key, type(error).__name__)
+            self._give_back(claimed, f"cannot be recorded: {type(error).__name__}", retry=True)
+
+    def _record(self, claimed: ClaimedStudy, judgement: StudyJudgement) -> JudgementRecord:
+        for image in judgement.judged:
+            self._write_pictures(image)
+        state, reason = conclusion(judgement)
+        return JudgementRecord(
+            study_key=claimed.study.study_key,
+            revision=claimed.revision,
+            state=state,
+            reason=reason,
+            priority=int(judgement.priority),
+            predictions=tuple(prediction_row(image) for image in judgement.judged),
+            results=tuple(self._write_result(made, judgement) for made in judgement.results),
+            rules={instance.instance_key: None for instance in claimed.study.instances}
+            | {image.instance.instance_key: image.rule.name for image in judgement.chosen},
+            not_judged_reasons=judgement.not_judged_reasons,
+        )
+
+    def _write_pictures(self, image: JudgedImage) -> None:
+        """Display picture and heat map for the viewer. Not durable: they can be made again."""
+        self._objects.write(picture_path(image.instance_key, image.frame_index), _jpeg(image.picture), durable=False)
+        if image.explanation is not None:
+            path = heat_map_path(
+                image.instance_key, image.frame_index, image.prediction.model_name, image.prediction.model_version
+            )
+            self._objects.write(path, _grey_png(image.explanation.heat), durable=False)
+
+    def _write_result(self, made: ResultObject, judgement: StudyJudgement) -> ResultRow:
+        key = new_key()
+        stream = io.BytesIO()
+        made.dataset.save_as(stream, enforce_file_format=True)
+        self._objects.write(result_path(key), stream.getbuffer())
+        names = {
+            destination.name for image in judgement.chosen for destination in self._settings.destinations_of(image.rule)
+        }
+        return ResultRow(
+            result_key=key,
+            kind=made.kind,
+            sop_class_uid=made.sop_class_uid,
+            sop_instance_uid=made.sop_instance_uid,
+            path=result_path(key),
+            destinations=tuple(sorted(names)),
+        )
+
+    def _give_back(self, claimed: ClaimedStudy, reason: str, *, retry: bool) -> None:
+        try:
+            give_back(
+                self._store,
+                claimed.study.study_key,
+                to=StudyState.QUEUED if retry else StudyState.FAILED,
+                reason=reason,
+                now=datetime.now(UTC),
+                delay=timedelta(seconds=RETRY_DELAY_S * 2 ** (claimed.attempts - 1) if retry else 0),
+            )
+        except (StoreError, TransitionError) as error:
+            logger.error("study %s: cannot be given back, its lease will end: %s", claimed.study.study_key, error)
+
+    def _engine(self) -> Engine:
+        return Engine(
+            rules=self._settings.rules,
+            sessions=self._sessions,
+            deidentifier=self._deidentifier,
+            key=self._key,
+            gateway_version=__version__,
+            threads=self._executor,
+        )
+
+    def _follow_aliases(self) -> bool:
+        """Load what the alias ``champion`` points at now; false while the registry has not been read yet."""
+        aliases = aliased_versions(self._store)
+        champions = {entry.model_name: entry for entry in aliases if entry.alias == CHAMPION}
+        for name in {name for rule in self._settings.rules for name in rule.models} & champions.keys():
+            session = self._sessions.get(name)
+            if session is None or session.card.version != champions[name].version:
+                self._load(champions[name])
+        return bool(aliases)
+
+    def _load(self, entry: AliasedVersion) -> None:
+        if entry in self._broken:
+            return
+        try:
+            session = ModelSession(
+                load_bundle(Path(entry.folder)),
+                providers=self._settings.worker.providers or None,
+                threads=self._threads,
+            )
+        except ModelError as error:
+            # What ran before goes on; a study that needs a model that never loaded says so.
+            logger.error("%s version %d cannot be loaded: %s", entry.model_name, entry.version, error)
+            self._broken.add(entry)
+            return
+        self._sessions[entry.model_name] = session
+        logger.info("runs %s version %d on %s", entry.model_name, entry.version, ", ".join(session.providers_in_use))
+        self._reported_at = 0.0
+
+    def _report(self) -> None:
+        if time.monotonic() - self._reported_at < REPORT_S and self._reported_at:
+            return
+        self._reported_at = time.monotonic()
+        report_process(
+            self._store,
+            name=self._name,
+            pid=os.getpid(),
+            now=datetime.now(UTC),
+            detail={
+                "judged": self._judged,
+                "models": {name: session.card.version for name, session in self._sessions.items()},
+                "providers": {name: list(session.providers_in_use) for name, session in self._sessions.items()},
+            },
+        )
+
+    def _keep_leases(self) -> None:
+        """Renew while the main thread works, so that a long batch is not taken for a dead worker."""
+        while not self._closed.wait(self._lease.total_seconds() / 4):
+            try:
+                renew_leases(self._store, owner=self._owner, now=datetime.now(UTC), lease=self._lease)
+            except StoreError as error:
+                logger.error("%s", error)
+
+
+def conclusion(judgement: StudyJudgement) -> tuple[StudyState, str]:
+    """The state that a study ends in, and why where that needs saying."""
+    reasons = sorted(set(judgement.not_judged_reasons.values()))
+    if judgement.judged:
+        return StudyState.JUDGED, ""
+    if judgement.chosen:
+        return StudyState.FAILED, "; ".join(reasons)
+    return StudyState.NOT_MATCHED, "; ".join(reasons)
+
+
+def prediction_row(image: JudgedImage) -> PredictionRow:
+    """The row of one judged image."""
+    prediction = image.prediction
+    explanation = image.explanation
+    return PredictionRow(
+        instance_key=image.instance_key,
+        frame_index=image.frame_index,
+        model_name=prediction.model_name,
+        model_version=prediction.model_version,
+        model_sha256=prediction.model_sha256,
+        demonstration=image.card.demonstration,
+        logits=prediction.logits.tolist(),
+        probabilities={
+            label.name: float(value) for label, value in zip(image.card.labels, prediction.probabilities, strict=True)
+        },
+        findings=[
+            {
+                "name": finding.name,
+                "title": finding.title,
+                "score": float(finding.score),
+                "operating_point": finding.operating_point,
+                "present": finding.present,
+                "priority": finding.priority.name,
+                "code": finding.code.model_dump(),
+            }
+            for finding in image.findings
+        ],
+        ungradable_reasons=list(image.ungradable_reasons),
+        explanation=None
+        if explanation is None
+        else {"finding_name": explanation.finding_name, **_plain(explanation.summary)},
+        heat_map_path=None
+        if explanation is None
+        else heat_map_path(image.instance_key, image.frame_index, prediction.model_name, prediction.model_version),
+        acquisition_findings=[asdict(finding) for finding in image.acquisition_findings],
+        parameters=dict(image.parameters),
+        statistics=_plain(image.statistics),
+        device_key=image.device_key,
+        embedding=prediction.embedding,
+    )
+
+
+def _plain(values: Mapping[str, Any]) -> dict[str, float]:
+    return {name: float(value) for name, value in values.items()}
+
+
+def _jpeg(picture: npt.NDArray[np.uint8]) -> memoryview:
+    stream = io.BytesIO()
+    Image.fromarray(picture).save(stream, "JPEG", quality=85)
+    return stream.getbuffer()
+
+
+def _grey_png(heat: npt.NDArray[np.float32]) -> memoryview:
+    """8-bit grey PNG of a heat map; it is smooth, so a fraction of the picture's size holds all of it."""
+    picture = Image.fromarray((np.clip(heat, 0, 1) * 255 + 0.5).astype(np.uint8))
+    picture.thumbnail((HEAT_MAP_LONG_SIDE, HEAT_MAP_LONG_SIDE), Image.Resampling.BOX)
+    stream = io.BytesIO()
+    picture.save(stream, "PNG", compress_level=1)
+    return stream.getbuffer()
