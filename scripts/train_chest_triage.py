@@ -1,0 +1,196 @@
+"""Train and bundle the demonstration model ``chest-triage``.
+
+    python scripts/train_chest_triage.py --images ../shared/data/cxr --out models/bundled
+
+`--images` holds ``train/{NORMAL,PNEUMONIA}`` and ``test/{NORMAL,PNEUMONIA}``. Version 1 is a linear head on the
+published EfficientNet-Lite0, version 2 has the last blocks fine-tuned. The test folder serves the figures alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from sklearn.model_selection import StratifiedGroupKFold
+from training import cards, evaluation
+from training.bundle import Head, fit_head, largest_difference, softmax, write_bundle
+from training.finetune import BLOCK_INPUT, Schedule, fine_tune, tuned_head
+from training.graph import build_graph, open_session, run_graph
+from training.network import Weights, published_weights, rounded
+from training.pictures import Alteration, Picture, altered, folder_sha256, read_pictures, to_tensor
+
+from models.card import Metric
+
+SEED = 20
+CLASSES = ("NORMAL", "PNEUMONIA")
+HELD_OUT_FOLDS = 6
+"""One in so many persons is held out for the operating point and the reference set."""
+MOST_REFERENCES = 1000
+VIEWS = 3
+"""The image itself and two altered copies."""
+STRENGTH = 1e-3
+ALTERATION = Alteration(rotation_degrees=10, zoom_fraction=0.1, shift_fraction=0.05, flips=False)
+SCHEDULE = Schedule(epochs=6, batch=32, rate=2e-4)
+LEAST_SENSITIVITY = 0.95
+TEST = "Kermany, test folder, 312 images"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Images:
+    """Preprocessed images of one folder."""
+
+    pictures: list[Picture]
+    truth: npt.NDArray[np.bool_]
+    persons: npt.NDArray[np.int_]
+
+
+def person_of(path: Path) -> str:
+    """Person number in a file name, within the publisher's numbering (``person``, ``IM``, ``NORMAL2-IM``)."""
+    found = re.match(r"(person|IM-|NORMAL2-IM-)(\d+)", path.name)
+    return found.group(0) if found else path.name
+
+
+def read_folder(folder: Path) -> Images:
+    """Every image below ``folder/NORMAL`` and ``folder/PNEUMONIA``."""
+    paths = [path for name in CLASSES for path in sorted((folder / name).glob("*.jpeg"))]
+    names = sorted({person_of(path) for path in paths})
+    return Images(
+        pictures=read_pictures(paths, cards.CHEST_PIXELS, folder.name),
+        truth=np.array([path.parent.name == CLASSES[1] for path in paths]),
+        persons=np.array([names.index(person_of(path)) for path in paths]),
+    )
+
+
+def split_train(train: Images, test: Images) -> tuple[npt.NDArray[np.int_], npt.NDArray[np.int_]]:
+    """Positions to fit on and positions held out, by person; persons whose number occurs in the test folder in neither.
+
+    The publisher counts persons anew in each folder, it seems, but does not say so.
+    """
+    tested = {person_of(picture.path) for picture in test.pictures}
+    free = np.array([index for index, picture in enumerate(train.pictures) if person_of(picture.path) not in tested])
+    folds = StratifiedGroupKFold(HELD_OUT_FOLDS, shuffle=True, random_state=SEED)
+    inside, outside = next(iter(folds.split(free, train.truth[free], train.persons[free])))
+    return free[inside], free[outside]
+
+
+def outputs_of(
+    pictures: list[Picture], weights: Weights, output: str, views: int, threads: int
+) -> npt.NDArray[np.float32]:
+    """Graph output `output`, [views, N, ...]; float16 for what goes into a block, which is large."""
+    contract = cards.CHEST_PIXELS
+    blank = np.zeros((2, 1280), np.float32)
+    session = open_session(build_graph(weights, blank, blank[:, 0], contract.size.rows), threads, also=(output,))
+    random = np.random.default_rng(SEED)
+    found = []
+    for view in range(views):
+        parts = []
+        for start in range(0, len(pictures), 512):
+            tensors = [
+                to_tensor(picture.values if view == 0 else altered(picture.values, ALTERATION, random), contract)
+                for picture in pictures[start : start + 512]
+            ]
+            part = run_graph(session, tensors, (output,), f"view {view}, from {start}")[output]
+            parts.append(part.astype(np.float16) if part.ndim > 2 else part)
+        found.append(np.concatenate(parts))
+    return np.stack(found)
+
+
+def fit_linear(pictures: list[Picture], truth: npt.NDArray[np.bool_], weights: Weights, threads: int) -> Head:
+    """Head on the embeddings of all views."""
+    embeddings = outputs_of(pictures, weights, "embedding", VIEWS, threads)
+    return fit_head(embeddings.reshape(-1, embeddings.shape[2]), np.tile(truth.astype(int), VIEWS), STRENGTH)
+
+
+def scores_of(pictures: list[Picture], weights: Weights, head: Head, threads: int) -> npt.NDArray[np.float64]:
+    """Probability of pneumonia by the graph that will be shipped."""
+    session = open_session(build_graph(weights, head.weight, head.bias, cards.CHEST_PIXELS.size.rows), threads)
+    tensors = [to_tensor(picture.values, cards.CHEST_PIXELS) for picture in pictures]
+    return softmax(run_graph(session, tensors, ("logits",), "scores")["logits"])[:, 1]
+
+
+def measure(
+    train: Images, test: Images, outside: npt.NDArray[np.int_], scores: tuple[npt.NDArray[np.float64], ...]
+) -> tuple[tuple[Metric, ...], float, float]:
+    """Metrics, operating point and score of high priority; `scores` of the held-out and of the test images."""
+    held_out, tested = (values[None] for values in scores)
+    held_truth = train.truth[outside]
+    point = evaluation.operating_point(held_truth, held_out, LEAST_SENSITIVITY)
+    high = max(evaluation.high_priority_from(held_truth, held_out, 0.98), round(point + 0.01, 2))
+    method, rate_method = "scored once; bootstrap of persons", "scored once; Wilson's interval for persons"
+    held_name = f"Kermany, {len(outside)} images of held-out persons of the train folder"
+    found = [
+        evaluation.auc_metric("AUC, pneumonia", TEST, test.truth, tested, test.persons, method),
+        evaluation.auc_metric(
+            "AUC, pneumonia, held-out persons", held_name, held_truth, held_out, train.persons[outside], method
+        ),
+    ]
+    names = np.array([picture.path.name for picture in test.pictures])
+    bacterial = np.array(["bacteria" in name for name in names])
+    slices = [
+        ("sensitivity at the operating point", test.truth),
+        ("specificity at the operating point", ~test.truth),
+        ("sensitivity, bacterial pneumonia", test.truth & bacterial),
+        ("sensitivity, viral pneumonia", test.truth & ~bacterial),
+    ]
+    correct = (tested >= point) == test.truth
+    for name, counted in slices:
+        found.append(evaluation.rate_metric(name, TEST, correct[:, counted], test.persons[counted], rate_method))
+    return tuple(found), point, high
+
+
+def train_version(version: int, train: Images, test: Images, options: argparse.Namespace) -> None:
+    """Fit, measure and write the bundle of `version`."""
+    began = time.monotonic()
+    threads = options.threads
+    inside, outside = split_train(train, test)
+    fitted = [train.pictures[index] for index in inside]
+    held_out = [train.pictures[index] for index in outside]
+    weights = published_weights()
+    head = fit_linear(fitted, train.truth[inside], weights, threads)
+    if version == 2:
+        inputs = outputs_of(fitted, weights, BLOCK_INPUT, VIEWS, threads)
+        network = fine_tune(inputs, train.truth[inside].astype(int), (weights, head), SCHEDULE, SEED)
+        weights, head = rounded(weights | network.weights()), tuned_head(network)
+    scores = tuple(scores_of(pictures, weights, head, threads) for pictures in (held_out, test.pictures))
+    metrics, point, high = measure(train, test, outside, scores)
+    print(f"chest-triage {version}, operating point {point}, high priority from {high}\n{evaluation.table(metrics)}")
+    model = build_graph(weights, head.weight, head.bias, cards.CHEST_PIXELS.size.rows)
+    difference = largest_difference(weights, head, model, test.pictures[::10], cards.CHEST_PIXELS)
+    print(f"  largest difference of a probability, torch against ONNX Runtime: {difference:.1e}")
+    if difference > 1e-3:
+        raise SystemExit("the graph does not compute what torch does")
+    values = cards.chest_triage(
+        version=version,
+        metrics=metrics,
+        point=point,
+        high=high,
+        counts=(len(inside), len(outside), len(train.pictures) - len(inside) - len(outside)),
+        sha256=folder_sha256([picture.path for picture in train.pictures], options.images),
+    )
+    chosen = np.random.default_rng(SEED).permutation(len(held_out))[:MOST_REFERENCES]
+    references = [held_out[index] for index in np.sort(chosen)]
+    write_bundle(options.out, values, model, references, trained_on=[False] * len(references), threads=threads)
+    print(f"  took {time.monotonic() - began:.0f} s")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=Path, required=True, help="folder with train and test")
+    parser.add_argument("--out", type=Path, default=Path("models/bundled"), help="where bundles go")
+    parser.add_argument("--versions", type=int, nargs="+", choices=(1, 2), default=(1, 2))
+    parser.add_argument("--threads", type=int, default=2)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    train, test = (read_folder(options.images / name) for name in ("train", "test"))
+    for version in options.versions:
+        train_version(version, train, test, options)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,197 @@
+"""Train and bundle the demonstration model ``retinopathy``.
+
+    python scripts/train_retinopathy.py --images ../shared/data/fundus --out models/bundled
+
+`--images` holds ``images/*.jpg`` and ``labels.csv`` (columns ``image``, ``icdr_grade``; empty where not graded).
+Version 1 is a linear head on the published EfficientNet-Lite0, version 2 has the last blocks fine-tuned.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from sklearn.model_selection import StratifiedKFold
+from tqdm import tqdm
+from training import cards, evaluation
+from training.bundle import Head, fit_head, largest_difference, write_bundle
+from training.finetune import BLOCK_INPUT, Schedule, fine_tune, predict, tuned_head
+from training.graph import build_graph, open_session, run_graph
+from training.network import EMBEDDING, Network, published_weights, rounded
+from training.pictures import Alteration, Picture, altered, folder_sha256, read_pictures, to_tensor
+
+from models.card import Metric
+
+SEED = 20
+FOLDS = 5
+REPEATS = {1: 5, 2: 3}
+VIEWS = 8
+"""The photograph itself and seven altered copies."""
+STRENGTH = 1e-4
+ALTERATION = Alteration(rotation_degrees=25, zoom_fraction=0.08, shift_fraction=0.02, flips=True)
+SCHEDULE = Schedule(epochs=14, batch=16, rate=2e-4)
+REFERABLE_FROM = 2
+LEAST_SENSITIVITY = 0.9
+GRADES = 5
+DATASET = "IDRiD, 189 graded photographs"
+
+Fitted = TypeVar("Fitted", Head, Network)
+
+
+def read_grades(folder: Path) -> tuple[list[Path], npt.NDArray[np.int_]]:
+    """All photographs, and their ICDR grade or -1."""
+    with (folder / "labels.csv").open(encoding="utf-8") as stream:
+        rows = list(csv.DictReader(stream))
+    grades = [int(float(row["icdr_grade"])) if row["icdr_grade"] else -1 for row in rows]
+    return [folder / "images" / row["image"] for row in rows], np.array(grades)
+
+
+def view_outputs(
+    pictures: Sequence[Picture], outputs: Sequence[str], threads: int
+) -> dict[str, npt.NDArray[np.float32]]:
+    """Outputs of the published network for every view of every photograph, each [V, N, ...]."""
+    contract = cards.RETINOPATHY_PIXELS
+    blank = np.zeros((GRADES, EMBEDDING), np.float32)
+    model = build_graph(published_weights(), blank, blank[:, 0], contract.size.rows)
+    session = open_session(model, threads, also=outputs)
+    random = np.random.default_rng(SEED)
+    found = []
+    for view in range(VIEWS):
+        tensors = [
+            to_tensor(picture.values if view == 0 else altered(picture.values, ALTERATION, random), contract)
+            for picture in pictures
+        ]
+        found.append(run_graph(session, tensors, outputs, f"view {view}"))
+    return {name: np.stack([view[name] for view in found]) for name in outputs}
+
+
+def cross_validate(
+    grades: npt.NDArray[np.int_],
+    fit: Callable[[npt.NDArray[np.int_], int], Fitted],
+    predict_with: Callable[[Fitted, npt.NDArray[np.int_]], npt.NDArray[np.float64]],
+    repeats: int,
+) -> npt.NDArray[np.float64]:
+    """Out-of-fold probabilities [R, N, K]."""
+    found = np.zeros((repeats, len(grades), GRADES))
+    folds = [
+        (repeat, *split)
+        for repeat in range(repeats)
+        for split in StratifiedKFold(FOLDS, shuffle=True, random_state=SEED + repeat).split(grades, grades)
+    ]
+    for number, (repeat, inside, outside) in enumerate(tqdm(folds, desc="folds")):
+        found[repeat, outside] = predict_with(fit(inside, SEED + number), outside)
+    return found
+
+
+def measure(
+    grades: npt.NDArray[np.int_], probabilities: npt.NDArray[np.float64]
+) -> tuple[tuple[Metric, ...], float, float]:
+    """Metrics, the operating point and the score of high priority, from out-of-fold probabilities only."""
+    repeats = len(probabilities)
+    validation = f"{repeats} x {FOLDS}-fold stratified cross-validation by photograph"
+    method, rate_method = f"{validation}; bootstrap of photographs", f"{validation}; Wilson's interval"
+    referable = grades >= REFERABLE_FROM
+    scores = probabilities[:, :, REFERABLE_FROM:].sum(axis=2)
+    each = np.arange(len(grades))
+    point = evaluation.operating_point(referable, scores, LEAST_SENSITIVITY)
+    high = evaluation.high_priority_from(referable, scores, 0.97)
+    found = [evaluation.auc_metric("AUC, referable DR", DATASET, referable, scores, each, method)]
+    slices = [
+        ("sensitivity at the operating point", referable),
+        ("specificity at the operating point", ~referable),
+        ("sensitivity, grade 2 only", grades == REFERABLE_FROM),
+        ("sensitivity, grades 3 and 4 only", grades > REFERABLE_FROM),
+        ("specificity, grade 1 only", grades == 1),
+    ]
+    for name, counted in slices:
+        correct = (scores >= point) == referable
+        found.append(evaluation.rate_metric(name, DATASET, correct[:, counted], each[counted], rate_method))
+    kappa = [evaluation.quadratic_kappa(grades, chances.argmax(axis=1), GRADES) for chances in probabilities]
+    found.append(
+        Metric(
+            name="quadratic kappa, five grades",
+            dataset=DATASET,
+            value=round(float(np.mean(kappa)), 4),
+            method=f"{validation}; mean over repeats",
+        )
+    )
+    return tuple(found), point, max(high, round(point + 0.01, 2))
+
+
+def train(
+    version: int,
+    pictures: Sequence[Picture],
+    grades: npt.NDArray[np.int_],
+    views: dict[str, npt.NDArray[np.float32]],
+    options: argparse.Namespace,
+) -> None:
+    """Cross-validate, fit on every graded photograph, and write the bundle of `version`."""
+    began = time.monotonic()
+    graded = [picture for picture, grade in zip(pictures, grades, strict=True) if grade >= 0]
+    known = grades[grades >= 0]
+    weights = published_weights()
+    embeddings = views["embedding"]
+
+    def fit_linear(positions: npt.NDArray[np.int_], _seed: int = SEED) -> Head:
+        rows = embeddings[:, positions].reshape(-1, EMBEDDING)
+        return fit_head(rows, np.tile(known[positions], VIEWS), STRENGTH)
+
+    def fit_deep(positions: npt.NDArray[np.int_], seed: int = SEED) -> Network:
+        start = (weights, fit_linear(positions))
+        return fine_tune(views[BLOCK_INPUT][:, positions], known[positions], start, SCHEDULE, seed)
+
+    everything = np.arange(len(known))
+    if version == 1:
+        chances = cross_validate(
+            known, fit_linear, lambda fit, rows: fit.probabilities(embeddings[0, rows]), REPEATS[1]
+        )
+        head = fit_linear(everything)
+    else:
+        inputs = views[BLOCK_INPUT][0]
+        chances = cross_validate(known, fit_deep, lambda fit, rows: predict(fit, inputs[rows]), REPEATS[2])
+        network = fit_deep(everything)
+        weights, head = rounded(weights | network.weights()), tuned_head(network)
+    metrics, point, high = measure(known, chances)
+    print(f"retinopathy {version}, operating point {point}, high priority from {high}\n{evaluation.table(metrics)}")
+    model = build_graph(weights, head.weight, head.bias, cards.RETINOPATHY_PIXELS.size.rows)
+    difference = largest_difference(weights, head, model, graded[:32], cards.RETINOPATHY_PIXELS)
+    print(f"  largest difference of a probability, torch against ONNX Runtime: {difference:.1e}")
+    if difference > 1e-3:
+        raise SystemExit("the graph does not compute what torch does")
+    values = cards.retinopathy(
+        version=version,
+        metrics=metrics,
+        point=point,
+        high=high,
+        sha256=folder_sha256([picture.path for picture in pictures], options.images),
+    )
+    write_bundle(options.out, values, model, pictures, trained_on=(grades >= 0).tolist(), threads=options.threads)
+    print(f"  took {time.monotonic() - began:.0f} s")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=Path, required=True, help="folder of the photographs and labels.csv")
+    parser.add_argument("--out", type=Path, default=Path("models/bundled"), help="where bundles go")
+    parser.add_argument("--versions", type=int, nargs="+", choices=(1, 2), default=(1, 2))
+    parser.add_argument("--threads", type=int, default=2)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    paths, grades = read_grades(options.images)
+    pictures = read_pictures(paths, cards.RETINOPATHY_PIXELS, "photographs")
+    graded = [picture for picture, grade in zip(pictures, grades, strict=True) if grade >= 0]
+    wanted = ("embedding", BLOCK_INPUT) if 2 in options.versions else ("embedding",)
+    views = view_outputs(graded, wanted, options.threads)
+    for version in options.versions:
+        train(version, pictures, grades, views, options)
+
+
+if __name__ == "__main__":
+    main()
