@@ -46,7 +46,7 @@ _JUDGED_COLUMNS = (
 
 
 def judged_scopes(store: Store) -> tuple[tuple[str, int, str, int], ...]:
-    """(model name, version, device key, studies) for every device that a model version has read. Reads an index whole."""
+    """(model name, version, device key, studies) for each device a model version has read; reads an index whole."""
     columns = (prediction.c.model_name, prediction.c.model_version, prediction.c.device_key)
     with store.read() as connection:
         rows = connection.execute(select(*columns, func.count(prediction.c.study_key.distinct())).group_by(*columns))
