@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 import re
 import struct
+import unicodedata
 from collections.abc import Callable, Iterable, Mapping
 from datetime import date
 from functools import partial
@@ -213,18 +214,20 @@ def read_parameters(dataset: Dataset, *, site_key: bytes | None = None) -> Mappi
 def device_key(parameters: Mapping[str, Value]) -> str:
     """Short readable name of the device that made an image, such as ``SIEMENS YSIO · VB10 · 1F2E3D4C``.
 
-    Spellings of one device are one: case, spaces and the maker's legal form do not count (see
-    :func:`drift.acquisition.normalise`). The last part tells devices of one kind apart and is a hash.
+    Spellings of one device are one: case, spaces and the maker's legal form do not count. The last part tells
+    devices of one kind apart and is a hash.
     """
-    parts = []
-    for key in ("manufacturer", "manufacturer_model_name", "software_versions"):
-        value = parameters.get(key)
-        text = " ".join(str(part) for part in value) if isinstance(value, tuple) else str(value or "")
-        parts.append(normalise(key, text).upper()[:_LONGEST_TEXT])
-    maker, model, software = parts
-    serial = str(parameters.get("device_serial_number") or "")[:8]
-    known = [part for part in (f"{maker} {model}".strip(), software, serial) if part]
+    maker = normalise("manufacturer", _joined(parameters.get("manufacturer"))).upper()
+    model, software = (_joined(parameters.get(key)).upper() for key in ("manufacturer_model_name", "software_versions"))
+    serial = _joined(parameters.get("device_serial_number"))[:8]
+    known = [part[:_LONGEST_TEXT] for part in (f"{maker} {model}".strip(), software, serial) if part]
     return " · ".join(known) or "unknown device"
+
+
+def _joined(value: Value) -> str:
+    """One line of text with single spaces, in the compatibility form that makes look-alikes equal (Unicode NFKC)."""
+    text = " ".join(value) if isinstance(value, tuple) else str("" if value is None else value)
+    return " ".join(unicodedata.normalize("NFKC", text).split())
 
 
 def _read(dataset: Dataset, reading: Reading) -> Value:
