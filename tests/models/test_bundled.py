@@ -1,0 +1,206 @@
+"""The bundles that ship: whole, small, and doing what their cards say."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from onnx import numpy_helper
+from PIL import Image
+from sklearn.metrics import roc_auc_score
+
+from models.card import Bundle, Metric, load_bundle
+from models.preprocess import Frame, prepare
+from models.quality import judge_quality
+from xai.gradcam import gradcam
+from xai.summary import EXPLANATION_NAMES
+
+ROOT = Path(__file__).resolve().parents[2]
+BUNDLED = ROOT / "models/bundled"
+FOLDERS = [BUNDLED / name / version for name in ("retinopathy", "chest-triage") for version in ("1", "2")]
+FUNDUS = ROOT / "../shared/data/fundus"
+CHEST = ROOT / "../shared/data/cxr/test"
+LARGEST_BUNDLE_BYTES = 10_000_000
+
+
+@pytest.fixture(params=FOLDERS, ids=lambda folder: f"{folder.parent.name}-{folder.name}")
+def bundle(request: pytest.FixtureRequest) -> Bundle:
+    return load_bundle(request.param)
+
+
+def session_of(bundle: Bundle) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 2
+    return onnxruntime.InferenceSession(str(bundle.model_path), options, providers=["CPUExecutionProvider"])
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return shifted / shifted.sum(axis=1, keepdims=True)
+
+
+def batches(bundle: Bundle, frames: Iterator[Frame]) -> Iterator[np.ndarray]:
+    tensors = [prepare(frame, bundle.card.pixel_contract).tensor for frame in frames]
+    for start in range(0, len(tensors), 8):
+        yield np.stack(tensors[start : start + 8])
+
+
+def test_folder_names_the_version_and_is_small(bundle: Bundle) -> None:
+    assert (bundle.card.name, str(bundle.card.version)) == (bundle.folder.parent.name, bundle.folder.name)
+    assert {path.name for path in bundle.folder.iterdir()} == {"card.yaml", "model.onnx", "reference.npz"}
+    assert sum(path.stat().st_size for path in bundle.folder.iterdir()) <= LARGEST_BUNDLE_BYTES
+    assert bundle.card.demonstration
+    assert any("no clinical validation" in limit for limit in bundle.card.limits)
+
+
+def test_graph_has_the_agreed_inputs_and_outputs(bundle: Bundle) -> None:
+    model = onnx.load(bundle.model_path)
+    onnx.checker.check_model(model, full_check=True)
+    size = bundle.card.pixel_contract.size
+    shape = [axis.dim_param or axis.dim_value for axis in model.graph.input[0].type.tensor_type.shape.dim]
+
+    assert [value.name for value in model.graph.input] == ["image"]
+    assert shape == ["N", bundle.card.pixel_contract.channels, size.rows, size.columns]
+    assert [value.name for value in model.graph.output] == ["logits", "embedding", "feature_map"]
+    assert {opset.version for opset in model.opset_import} == {bundle.card.opset} == {17}
+
+
+def test_embedding_is_the_pooled_map_and_the_head_is_linear(bundle: Bundle) -> None:
+    size = bundle.card.pixel_contract.size
+    tensors = np.random.default_rng(0).normal(0, 1, (3, 3, size.rows, size.columns)).astype(np.float32)
+    logits, embedding, feature_map = session_of(bundle).run(["logits", "embedding", "feature_map"], {"image": tensors})
+    head = {
+        value.name: numpy_helper.to_array(value)
+        for value in onnx.load(bundle.model_path).graph.initializer
+        if value.name in ("head.weight", "head.bias")
+    }
+
+    assert logits.shape == (3, len(bundle.card.labels))
+    assert feature_map.shape[:2] == embedding.shape == (3, head["head.weight"].shape[1])
+    assert {value.dtype for value in head.values()} == {np.dtype(np.float32)}
+    np.testing.assert_allclose(feature_map.mean(axis=(2, 3)), embedding, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(embedding @ head["head.weight"].T + head["head.bias"], logits, rtol=1e-3, atol=1e-3)
+
+
+def test_reference_is_whole_and_free_of_pickles(bundle: Bundle) -> None:
+    with np.load(bundle.reference_path, allow_pickle=False) as file:
+        reference = dict(file)
+    count, width = reference["embeddings"].shape
+    weight = next(
+        numpy_helper.to_array(value)
+        for value in onnx.load(bundle.model_path).graph.initializer
+        if value.name == "head.weight"
+    )
+
+    assert width == weight.shape[1]
+    assert 200 <= count <= 1000
+    assert reference["embeddings"].dtype == np.float16
+    assert reference["finding_names"].tolist() == [finding.name for finding in bundle.card.findings]
+    assert reference["explanation_names"].tolist() == list(EXPLANATION_NAMES)
+    assert reference["scores"].shape == (count, len(bundle.card.findings))
+    assert reference["explanations"].shape == (count, len(EXPLANATION_NAMES))
+    assert reference["statistics"].shape == (count, len(reference["statistic_names"]))
+    assert all(np.isfinite(reference[name]).all() for name in ("embeddings", "scores", "explanations", "statistics"))
+    assert reference["mean_map"].sum() == pytest.approx(1, abs=0.05)
+    names = reference["statistic_names"].tolist()
+    for row in reference["statistics"]:
+        assert judge_quality(dict(zip(names, map(float, row), strict=True)), bundle.card.quality) == ()
+
+
+def test_reference_scores_follow_from_the_reference_embeddings(bundle: Bundle) -> None:
+    head = {value.name: numpy_helper.to_array(value) for value in onnx.load(bundle.model_path).graph.initializer}
+    with np.load(bundle.reference_path) as file:
+        embeddings, scores = file["embeddings"].astype(np.float32), file["scores"]
+    chances = softmax(embeddings @ head["head.weight"].T + head["head.bias"])
+    for position, finding in enumerate(bundle.card.findings):
+        expected = chances[:, bundle.card.label_indices(finding)].sum(axis=1)
+        np.testing.assert_allclose(scores[:, position], expected, atol=0.01)
+
+
+def test_statistics_of_the_limits_are_measured(bundle: Bundle) -> None:
+    quality = bundle.card.quality
+    assert quality is not None
+    with np.load(bundle.reference_path) as file:
+        known = set(file["statistic_names"].tolist())
+    assert set(quality.minimum) | set(quality.maximum) <= known
+
+
+def headline(bundle: Bundle) -> Metric:
+    return bundle.card.metrics[0]
+
+
+def test_headline_figure_is_what_the_project_asks(bundle: Bundle) -> None:
+    metric = headline(bundle)
+    least = {"retinopathy": ("AUC, referable DR", 0.93), "chest-triage": ("AUC, pneumonia", 0.95)}[bundle.card.name]
+
+    assert metric.name == least[0]
+    assert metric.value >= least[1]
+    assert metric.low is not None
+    assert metric.high is not None
+    assert metric.low < metric.value < metric.high
+
+
+@pytest.mark.skipif(not CHEST.is_dir(), reason="the shared radiographs are not here")
+@pytest.mark.parametrize("version", ["1", "2"])
+def test_chest_triage_on_the_test_folder(version: str) -> None:
+    """Every third image, scored by the shipped graph, reaches an area within the card's interval, widened by 0.02."""
+    bundle = load_bundle(BUNDLED / "chest-triage" / version)
+    paths = sorted(CHEST.glob("*/*.jpeg"))[::3]
+    truth = [path.parent.name == "PNEUMONIA" for path in paths]
+    session = session_of(bundle)
+
+    def frames() -> Iterator[Frame]:
+        for path in paths:
+            with Image.open(path) as image:
+                yield Frame.from_greyscale(np.asarray(image.convert("L"), dtype=np.float32) / 255)
+
+    logits = np.concatenate([session.run(["logits"], {"image": batch})[0] for batch in batches(bundle, frames())])
+    area = float(roc_auc_score(truth, softmax(logits)[:, 1]))
+
+    metric = headline(bundle)
+    assert metric.low is not None
+    assert metric.high is not None
+    assert metric.low - 0.02 <= area <= metric.high + 0.02
+
+
+@pytest.mark.skipif(not FUNDUS.is_dir(), reason="the shared photographs are not here")
+@pytest.mark.parametrize("version", ["1", "2"])
+def test_retinopathy_on_photographs_of_known_grade(version: str) -> None:
+    """These were trained on, so this shows that the graph is the trained one, not how good it is."""
+    bundle = load_bundle(BUNDLED / "retinopathy" / version)
+    with (FUNDUS / "labels.csv").open(encoding="utf-8") as stream:
+        rows = [row for row in csv.DictReader(stream) if row["icdr_grade"]][::8]
+    truth = [int(float(row["icdr_grade"])) >= 2 for row in rows]
+    session = session_of(bundle)
+
+    def frames() -> Iterator[Frame]:
+        for row in rows:
+            with Image.open(FUNDUS / "images" / row["image"]) as image:
+                yield Frame.from_rgb(np.asarray(image.convert("RGB")))
+
+    logits = np.concatenate([session.run(["logits"], {"image": batch})[0] for batch in batches(bundle, frames())])
+    assert float(roc_auc_score(truth, softmax(logits)[:, 2:].sum(axis=1))) > 0.95
+
+
+@pytest.mark.skipif(not FUNDUS.is_dir(), reason="the shared photographs are not here")
+def test_explanation_of_the_reference_can_be_made_again() -> None:
+    bundle = load_bundle(BUNDLED / "retinopathy/1")
+    with (FUNDUS / "labels.csv").open(encoding="utf-8") as stream:
+        first = next(csv.DictReader(stream))["image"]
+    with Image.open(FUNDUS / "images" / first) as image:
+        prepared = prepare(Frame.from_rgb(np.asarray(image.convert("RGB"))), bundle.card.pixel_contract)
+    logits, feature_map = session_of(bundle).run(["logits", "feature_map"], {"image": prepared.tensor[None]})
+    weight = next(
+        numpy_helper.to_array(value)
+        for value in onnx.load(bundle.model_path).graph.initializer
+        if value.name == "head.weight"
+    )
+    heat = gradcam(feature_map[0], softmax(logits)[0], weight, (2, 3, 4), "softmax")
+    with np.load(bundle.reference_path) as file:
+        peak = file["explanations"][0, EXPLANATION_NAMES.index("peak")]
+    assert float(heat.max()) == pytest.approx(float(peak), rel=0.05)
