@@ -32,6 +32,7 @@ from drift.monitors import (
     summary_shift,
 )
 from drift.reference import Reference, load_reference, whiten_reference
+from gateway.catalogue import embedded_registry_uri
 from gateway.errors import StoreError
 from gateway.settings import Settings
 from gateway.store import Store, open_store
@@ -52,6 +53,7 @@ from gateway.store.predictions import AliasedVersion, aliased_versions, write_al
 from models import bundled_folders
 from models.card import Bundle, load_bundle
 from models.errors import ModelError
+from models.registry import ModelRegistry
 
 logger = logging.getLogger(__name__)
 
@@ -100,10 +102,13 @@ class RegistryFollower:
     """Registers the shipped bundles at first start, and writes down for the workers where each alias points."""
 
     def __init__(self, settings: Settings, data_dir: Path, store: Store) -> None:
-        self._uri = settings.models.tracking_uri or f"sqlite:///{data_dir / 'mlflow.db'}"
+        self._uri = settings.models.tracking_uri or embedded_registry_uri(data_dir)
         self._artifacts = data_dir / "mlflow-artifacts"
         self._store = store
+        self._registry: ModelRegistry | None = None
         self._registered = False
+        self._folders: dict[tuple[str, int], Path] = {}
+        """Where verified bundles lie; a version never changes, so once is enough."""
 
     def follow(self) -> None:
         """Read the registry once.
@@ -113,22 +118,24 @@ class RegistryFollower:
         ModelError
             It cannot be reached or holds a broken bundle; what the workers run stays as it is.
         """
-        from models.registry import ModelRegistry  # MLflow takes seconds to import
-
-        registry = ModelRegistry(self._uri, self._artifacts)
+        registry = self._registry = self._registry or ModelRegistry(self._uri, self._artifacts)
         if not self._registered:
             register_bundled(registry)
             self._registered = True
+        pointers = [(version, alias) for version in registry.versions() for alias in version.aliases]
+        for version, alias in pointers:
+            if (version.model_name, version.card_version) not in self._folders:
+                bundle = registry.resolve(version.model_name, alias)
+                self._folders[version.model_name, bundle.card.version] = bundle.folder
         found = tuple(
             AliasedVersion(
                 model_name=version.model_name,
                 alias=alias,
-                version=version.version,
-                folder=str(registry.resolve(version.model_name, alias).folder),
+                version=version.card_version,
+                folder=str(self._folders[version.model_name, version.card_version]),
                 model_sha256=version.model_sha256,
             )
-            for version in registry.versions()
-            for alias in version.aliases
+            for version, alias in pointers
         )
         known = aliased_versions(self._store)
         if set(found) != set(known):
@@ -137,10 +144,10 @@ class RegistryFollower:
                 logger.info("%s: %s is version %d", entry.model_name, entry.alias, entry.version)
 
 
-def register_bundled(registry: Any) -> None:
+def register_bundled(registry: ModelRegistry) -> None:
     """Register the shipped bundles that the registry lacks; the newest version is champion where none is named yet."""
     bundles = [load_bundle(folder) for folder in bundled_folders()]
-    known = {(version.model_name, version.version) for version in registry.versions()}
+    known = {(version.model_name, version.card_version) for version in registry.versions()}
     for bundle in bundles:
         if (bundle.card.name, bundle.card.version) not in known:
             registry.register(bundle)
