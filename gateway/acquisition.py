@@ -24,6 +24,7 @@ from pydicom import DataElement, Dataset
 from pydicom.charset import default_encoding
 from pydicom.datadict import dictionary_VR
 from pydicom.dataelem import RawDataElement, convert_raw_data_element
+from pydicom.errors import BytesLengthException
 from pydicom.multival import MultiValue
 
 from drift.acquisition import normalise
@@ -37,6 +38,11 @@ OLDEST_AGE_YEARS = 90.0
 _HASH_DIGITS = 16
 _LONGEST_TEXT = 64
 _STRUCTS = {"US": "H", "SS": "h", "UL": "L", "SL": "l", "FL": "f", "FD": "d", "UV": "Q", "SV": "q"}
+_UNREADABLE = (
+    *(ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError, OSError, EOFError),
+    *(NotImplementedError, struct.error, BytesLengthException),
+)
+"""What pydicom raises for a value that is not what it says it is, and what conversion here does."""
 _AGE = re.compile(r"(\d{1,3})([DWMY])")
 _YEARS = {"D": 1 / 365.25, "W": 7 / 365.25, "M": 1 / 12, "Y": 1.0}
 
@@ -191,7 +197,7 @@ def read_parameters(dataset: Dataset, *, site_key: bytes | None = None) -> Mappi
     def attempt(key: str, read: Callable[[], Value]) -> Value:
         try:
             return read()
-        except (ValueError, TypeError, KeyError, AttributeError, IndexError, OverflowError, struct.error, OSError):
+        except _UNREADABLE:
             malformed.append(key)
             return None
 

@@ -21,6 +21,7 @@ from pydicom.charset import default_encoding
 from pydicom.datadict import dictionary_VR
 from pydicom.dataelem import RawDataElement, convert_raw_data_element
 from pydicom.dataset import FileMetaDataset
+from pydicom.errors import BytesLengthException
 from pydicom.multival import MultiValue
 from pydicom.uid import UID, ExplicitVRLittleEndian
 
@@ -44,8 +45,10 @@ METHODS = (
 )
 """What is written to (0012,0064): exactly what was done (PS3.16 CID 7050)."""
 
-_UNREADABLE = (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError, OSError, EOFError)
-_UNREADABLE_VALUE = (*_UNREADABLE, NotImplementedError, struct.error)
+_UNREADABLE = (
+    *(ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError, OSError, EOFError),
+    *(NotImplementedError, struct.error, BytesLengthException),
+)
 """What pydicom raises for a value that is not what it says it is."""
 
 _Element = DataElement | RawDataElement
@@ -136,6 +139,8 @@ class _Copy:
     def make(self) -> Dataset:
         if not values.is_well_known_uid(0x00080016, self._sop_class_uid):
             raise DeidentificationError("the SOP class is private or missing")
+        if not _text_of(self._original, 0x00080018):
+            raise DeidentificationError("the object has no SOP Instance UID")
         copy = _empty_like(self._original)
         self._work.append((self._original, copy, None))
         while self._work:
@@ -158,7 +163,7 @@ class _Copy:
             element = source[tag]  # left in the file until asked for
         vr = _vr_of(tag)
         if _is_empty(element) and action not in (Action.PATIENT_ID, Action.PATIENT_NAME):
-            return DataElement(tag, vr, None)
+            return None if action is Action.PIXELS else DataElement(tag, vr, None)
         if action is Action.KEEP:
             return self._kept(source, element, parent)
         if action is Action.CLEAN_ITEMS:
@@ -215,7 +220,8 @@ class _Copy:
     def _is_foreign(self, element: RawDataElement) -> bool:
         """Whether the element is not encoded as the transfer syntax says, so that its bytes cannot be written again."""
         syntax = UID(self._transfer_syntax_uid)
-        return element.is_implicit_VR != syntax.is_implicit_VR or element.is_little_endian != syntax.is_little_endian
+        as_implicit = element.is_implicit_VR or element.VR is None
+        return as_implicit != syntax.is_implicit_VR or element.is_little_endian != syntax.is_little_endian
 
     def _kept_decoded(self, element: DataElement, parent: int | None) -> DataElement | None:
         """:meth:`_kept` for an element whose value was set or read as Python objects."""
@@ -368,7 +374,7 @@ def _decoded(source: Dataset, element: _Element) -> DataElement | None:
         return element
     try:
         return convert_raw_data_element(element, encoding=_encoding_of(source), ds=source)
-    except _UNREADABLE_VALUE:
+    except _UNREADABLE:
         return None
 
 

@@ -74,9 +74,6 @@ KEPT_BULK: Mapping[int, str] = {
     0x00281222: "segmented palette: display",
     0x00281223: "segmented palette: display",
     0x00283006: "LUT Data: display",
-    0x7FE00001: "Extended Offset Table: where frames lie",
-    0x7FE00002: "Extended Offset Table Lengths: where frames lie",
-    0x7FE00003: "Encapsulated Pixel Data Value Total Length",
 }
 """Bytes that stay as they are."""
 
@@ -90,6 +87,9 @@ REMOVED: Mapping[int, str] = {
     0x00120064: "De-identification Method Code Sequence: written anew",
     0x00281055: "Window Center & Width Explanation: free text",
     0x54000100: "Waveform Sequence: an ECG or a voice can identify",
+    0x7FE00001: "Extended Offset Table: frames move when the streams in them are cleaned",
+    0x7FE00002: "Extended Offset Table Lengths: so",
+    0x7FE00003: "Encapsulated Pixel Data Value Total Length: so",
 }
 """What goes although the table does not list it."""
 

@@ -39,8 +39,8 @@ def clean_encapsulated(value: bytes, transfer_syntax_uid: str, number_of_frames:
         If the streams cannot be walked, or their kind is not known: what cannot be read cannot be vouched for.
     """
     if transfer_syntax_uid in PLAIN_SYNTAXES:
-        return value
-    if transfer_syntax_uid in JPEG_SYNTAXES:
+        clean = _nothing_to_clean
+    elif transfer_syntax_uid in JPEG_SYNTAXES:
         clean = clean_jpeg
     elif transfer_syntax_uid in JPEG_2000_SYNTAXES:
         clean = clean_jpeg_2000
@@ -59,6 +59,10 @@ def clean_encapsulated(value: bytes, transfer_syntax_uid: str, number_of_frames:
     except (struct.error, IndexError) as error:
         raise DeidentificationError("a compressed stream ends early") from error
     return b"".join(pieces)
+
+
+def _nothing_to_clean(stream: memoryview) -> Pieces:
+    return [stream]
 
 
 def split_frames(value: bytes, number_of_frames: int) -> list[memoryview]:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import copy
 import hashlib
 import hmac
+import importlib.metadata
+import importlib.util
 import io
 import json
 import os
@@ -19,8 +21,10 @@ import subprocess
 import sys
 import threading
 import uuid
+import warnings
 from datetime import UTC, datetime
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pydicom
@@ -90,6 +94,7 @@ def image(sop_class: str, photometric: str = "MONOCHROME2", samples: int = 1) ->
     """The attributes of an 8 x 8 image of 8 bits."""
     return {
         0x00080016: element(0x00080016, "UI", sop_class.encode()),
+        0x00080018: element(0x00080018, "UI", b"1.2.826.1.3"),
         0x00280002: element(0x00280002, "US", us(samples)),
         0x00280004: element(0x00280004, "CS", photometric.encode()),
         0x00280010: element(0x00280010, "US", us(8)),
@@ -210,7 +215,7 @@ def planted_object(planter: Planter) -> bytes:
         0x60104000: element(0x60104000, "LT", planter.token("overlay comment")),
         0xFFFCFFFC: element(0xFFFCFFFC, "OB", planter.token("trailing padding")),
     }
-    elements |= image(DX)
+    elements |= image(DX) | {0x00080018: elements[0x00080018]}
     elements[0x7FE00010] = element(0x7FE00010, "OB", bytes(range(64)) + planter.token("behind the last pixel"))
     meta = element(0x00020013, "SH", planter.token("implementation")[:16])
     for tag in (0x00020016, 0x00020017, 0x00020018):
@@ -568,6 +573,30 @@ def test_private_classes_and_syntaxes_are_refused() -> None:
         Deidentifier(KEY).dataset(private_syntax)
 
 
+def test_damaged_files_are_refused_or_cleaned_and_nothing_else() -> None:
+    sources = [written(digital_radiograph()), written(ophthalmic_photograph())]
+    rng = np.random.default_rng(11)
+    refused = cleaned = 0
+    for number in range(400):
+        damaged = bytearray(sources[number % 2])
+        for position in rng.integers(132, len(damaged), 4):
+            damaged[position] = rng.integers(256)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # pydicom's, on reading
+            try:
+                dataset = read(bytes(damaged))
+            except Exception:  # noqa: BLE001 - what cannot be opened is not this test's subject
+                continue
+            try:
+                result = Deidentifier(KEY).dataset(dataset)
+                cleaned += 1
+            except DeidentificationError:
+                refused += 1
+                continue
+            assert result.PatientID != "4711"
+    assert refused > 5 and cleaned > 100
+
+
 # --- study --------------------------------------------------------------------------------------------------------
 
 
@@ -791,6 +820,37 @@ def test_the_table_says_where_it_is_from() -> None:
     assert header["edition"] == profile.edition() == "2026d"
     for source in ("taken_from", "compared_with"):
         assert len(header[source]["wheel_sha256"]) == 64 and header[source]["package"]
+
+
+def generator() -> ModuleType:
+    path = Path(__file__).resolve().parents[2] / "scripts" / "make_deidentification_table.py"
+    spec = importlib.util.spec_from_file_location("make_deidentification_table", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_generator_sees_every_kind_of_difference() -> None:
+    made = generator()
+    other = (
+        b"Z_TAGS = [(0x0010, 0x0010), (0x0008, 0x0050)]\nX_TAGS = [(0x6000, 0x3000, 0xFF00, 0xFFFF)]\nOTHER = [(1, 2)]"
+    )
+    compared = made.read_compared(other)
+    assert compared == {"00100010": "Z", "00080050": "Z", "60xx3000": "X"}
+    rows = [{"tag": "00100010", "basic": "Z"}, {"tag": "00080050", "basic": "X"}, {"tag": "00100020", "basic": "Z/D"}]
+    assert made.differences(rows, compared) == {"00080050": "X / Z", "00100020": "Z/D / None", "60xx3000": "None / X"}
+
+
+def test_attribute_types_are_what_the_generator_makes() -> None:
+    made = generator()
+    folder = Path(profile.__file__).parent
+    rows = json.loads((folder / "confidentiality_profile.json").read_text(encoding="utf-8"))["rows"]
+    committed = json.loads((folder / "attribute_types.json").read_text(encoding="utf-8"))
+    if committed["header"]["taken_from"]["package"] != f"highdicom {importlib.metadata.version('highdicom')}":
+        pytest.skip("another version of highdicom is installed than the one the file was made from")
+    assert made.attribute_types(rows) == {key: committed[key] for key in ("iods", "nested", "sop_classes")}
 
 
 @pytest.mark.parametrize(
