@@ -144,7 +144,7 @@ prediction = Table(
     Column("acquisition_findings", JSON, nullable=False),
     Column("parameters", JSON, nullable=False),
     Column("statistics", JSON, nullable=False),
-    Column("device_key", String(128), nullable=False),
+    Column("device_key", String(192), nullable=False),
     Column("embedding", LargeBinary, nullable=False),  # float32, little endian
     Column("judged_at", Utc, nullable=False),
     UniqueConstraint("instance_key", "frame_index", "model_name", "model_version"),
@@ -193,7 +193,7 @@ drift_result = Table(
     Column("drift_result_id", Integer, primary_key=True, autoincrement=True),
     Column("model_name", String(64), nullable=False),
     Column("model_version", Integer, nullable=False),
-    Column("scope", String(128), nullable=False),  # "all" or a device key
+    Column("scope", String(192), nullable=False),  # "all" or a device key
     Column("kind", String(32), nullable=False),
     Column("state", String(16), nullable=False),
     Column("reason", Text, nullable=False, default=""),
@@ -222,7 +222,7 @@ alarm = Table(
     Column("alarm_key", KEY, primary_key=True),
     Column("model_name", String(64), nullable=False),
     Column("model_version", Integer, nullable=False),
-    Column("scope", String(128), nullable=False),
+    Column("scope", String(192), nullable=False),
     Column("kind", String(32), nullable=False),
     Column("state", String(16), nullable=False),  # open, acknowledged, closed
     Column("message", Text, nullable=False),
