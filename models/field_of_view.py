@@ -53,7 +53,9 @@ def find_field_of_view(pixels: npt.NDArray[np.float32]) -> FieldOfView:
         The whole picture, padded to a square, where nothing stands out from the border.
     """
     rows, columns = pixels.shape[:2]
-    brightness = pixels.max(axis=2) if pixels.ndim == 3 else pixels  # noqa: PLR2004
+    brightness = pixels
+    if pixels.ndim == 3:
+        brightness = np.maximum(np.maximum(pixels[:, :, 0], pixels[:, :, 1]), pixels[:, :, 2])
     mask = _brighter_than_border(brightness)
     row_span = _span(mask.sum(axis=1))
     column_span = _span(mask.sum(axis=0))

@@ -20,6 +20,8 @@ _GREYSCALE_AXES = 2
 _LEAST_SIDE = 8
 _ROW_SKIPPING_FACTOR = 4
 """From this reduction on every second row is left out: half the memory traffic, and blocks still average 8 pixels."""
+_STRIP_ROWS = 32
+"""Rows of the reduced picture made at a time: a strip of the source fits the processor's cache."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,8 +100,12 @@ def working_picture(frame: Frame) -> Image.Image:
         picture = Image.fromarray(np.ascontiguousarray(frame.pixels))
         return picture.reduce(factor) if factor > 1 else picture
     factor -= factor % 2
-    picture = Image.fromarray(np.ascontiguousarray(frame.pixels[::2]))
-    return picture.reduce((factor, factor // 2))
+    rows, columns = (-(-side // factor) for side in frame.pixels.shape[:2])
+    reduced = Image.new("RGB" if frame.is_colour else "F", (columns, rows))
+    for row in range(0, rows, _STRIP_ROWS):
+        strip = np.ascontiguousarray(frame.pixels[row * factor : (row + _STRIP_ROWS) * factor : 2])
+        reduced.paste(Image.fromarray(strip).reduce((factor, factor // 2)), (0, row))
+    return reduced
 
 
 def thumbnail(picture: Image.Image) -> npt.NDArray[np.float32]:

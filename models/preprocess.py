@@ -81,11 +81,11 @@ def prepare(frame: Frame, contract: PixelContract) -> ModelInput:
     if contract.intensity == "percentile":
         low, high = (float(level) for level in np.percentile(small, _PERCENTILES))
         values = np.clip((values - np.float32(low)) / np.float32(max(high - low, 1e-6)), 0, 1)
-    if values.ndim == 2:  # noqa: PLR2004
-        values = np.repeat(values[:, :, np.newaxis], contract.channels, axis=2)
-    mean = np.asarray(contract.mean, dtype=np.float32)
-    deviation = np.asarray(contract.std, dtype=np.float32)
-    tensor = np.ascontiguousarray(((values - mean) / deviation).transpose(2, 0, 1))
+    tensor = np.empty((contract.channels, *values.shape[:2]), dtype=np.float32)
+    for channel, (mean, deviation) in enumerate(zip(contract.mean, contract.std, strict=True)):
+        plane = values[:, :, channel] if values.ndim == 3 else values
+        np.multiply(plane, np.float32(1 / deviation), out=tensor[channel])
+        tensor[channel] -= np.float32(mean / deviation)
     return ModelInput(
         tensor=tensor,
         grid=Grid(

@@ -61,7 +61,7 @@ def statistics_of_thumbnail(pixels: npt.NDArray[np.float32], field: FieldOfView 
 
     `field` is where the retina lies; ``None`` measures the whole picture.
     """
-    colour = pixels.ndim == 3  # noqa: PLR2004
+    colour = pixels.ndim == 3
     luminance = pixels @ _LUMA if colour else pixels
     mask = np.ones(luminance.shape, dtype=np.bool_)
     if field is not None and field.mask.any():
@@ -74,12 +74,12 @@ def statistics_of_thumbnail(pixels: npt.NDArray[np.float32], field: FieldOfView 
         "contrast": float(values.std()),
         "sharpness": _fine_detail(luminance, inner) / max(level, 0.02),
         "noise": _noise(luminance, inner),
-        "clipped_fraction": float((values >= 0.98).mean()),  # noqa: PLR2004
+        "clipped_fraction": float((values >= 0.98).mean()),
         "entropy_bits": _entropy_bits(values),
         "border_level": _border_level(luminance),
     }
     if colour:
-        statistics |= _colour_statistics(pixels[mask])
+        statistics |= _colour_statistics(*(pixels[:, :, channel][mask] for channel in range(3)))
         statistics["field_of_view_fraction"] = float(mask.mean()) if field is None else float(field.mask.mean())
         statistics = {name: statistics[name] for name in COLOUR_STATISTIC_NAMES}
     return statistics
@@ -153,13 +153,15 @@ def _border_level(luminance: npt.NDArray[np.float32]) -> float:
     return float(np.mean([side.mean() for side in ring]))
 
 
-def _colour_statistics(values: npt.NDArray[np.float32]) -> dict[str, float]:
-    """Of [N, 3] RGB values: shares of red and blue, and saturation as HSV defines it."""
-    means = values.mean(axis=0)
-    total = max(float(means.sum()), _TINY)
-    highest, lowest = values.max(axis=1), values.min(axis=1)
+def _colour_statistics(
+    red: npt.NDArray[np.float32], green: npt.NDArray[np.float32], blue: npt.NDArray[np.float32]
+) -> dict[str, float]:
+    """Shares of red and blue, and saturation as HSV defines it, of three channels [N]."""
+    total = max(float(red.mean() + green.mean() + blue.mean()), _TINY)
+    highest = np.maximum(np.maximum(red, green), blue)
+    lowest = np.minimum(np.minimum(red, green), blue)
     return {
-        "red_share": float(means[0]) / total,
-        "blue_share": float(means[2]) / total,
+        "red_share": float(red.mean()) / total,
+        "blue_share": float(blue.mean()) / total,
         "saturation": float(np.mean((highest - lowest) / np.maximum(highest, _TINY))),
     }
