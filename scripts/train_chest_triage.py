@@ -11,8 +11,10 @@ from __future__ import annotations
 import argparse
 import re
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,9 +22,9 @@ import torch
 from sklearn.model_selection import StratifiedGroupKFold
 from training import cards, evaluation
 from training.bundle import Head, fit_head, largest_difference, softmax, write_bundle
-from training.finetune import BLOCK_INPUT, Schedule, fine_tune, tuned_head
+from training.finetune import Schedule, block_input, fine_tune, tuned_head
 from training.graph import build_graph, open_session, run_graph
-from training.network import Weights, published_weights, rounded
+from training.network import EMBEDDING, Weights, published_weights, rounded
 from training.pictures import Alteration, Picture, altered, folder_sha256, read_pictures, to_tensor
 
 from models.card import Metric
@@ -36,7 +38,8 @@ VIEWS = 3
 """The image itself and two altered copies."""
 STRENGTH = 1e-3
 ALTERATION = Alteration(rotation_degrees=10, zoom_fraction=0.1, shift_fraction=0.05, flips=False)
-SCHEDULE = Schedule(epochs=6, batch=32, rate=2e-4)
+SCHEDULE = Schedule(first_block=14, epochs=4, batch=32, rate=2e-4)
+BLOCK_INPUT = block_input(SCHEDULE.first_block)
 LEAST_SENSITIVITY = 0.95
 TEST = "Kermany, test folder, 312 images"
 
@@ -79,32 +82,31 @@ def split_train(train: Images, test: Images) -> tuple[npt.NDArray[np.int_], npt.
     return free[inside], free[outside]
 
 
-def outputs_of(
-    pictures: list[Picture], weights: Weights, output: str, views: int, threads: int
-) -> npt.NDArray[np.float32]:
-    """Graph output `output`, [views, N, ...]; float16 for what goes into a block, which is large."""
+def view_outputs(
+    pictures: Sequence[Picture], outputs: Sequence[str], threads: int
+) -> dict[str, npt.NDArray[np.floating[Any]]]:
+    """Outputs of the published network for every view of every image, each [V, N, ...].
+
+    What goes into a block is kept as float16: it is large.
+    """
     contract = cards.CHEST_PIXELS
-    blank = np.zeros((2, 1280), np.float32)
-    session = open_session(build_graph(weights, blank, blank[:, 0], contract.size.rows), threads, also=(output,))
+    blank = np.zeros((len(CLASSES), EMBEDDING), np.float32)
+    model = build_graph(published_weights(), blank, blank[:, 0], contract.size.rows)
+    session = open_session(model, threads, also=outputs)
     random = np.random.default_rng(SEED)
-    found = []
-    for view in range(views):
-        parts = []
+    found: dict[str, list[npt.NDArray[np.floating[Any]]]] = {name: [] for name in outputs}
+    for view in range(VIEWS):
         for start in range(0, len(pictures), 512):
             tensors = [
                 to_tensor(picture.values if view == 0 else altered(picture.values, ALTERATION, random), contract)
                 for picture in pictures[start : start + 512]
             ]
-            part = run_graph(session, tensors, (output,), f"view {view}, from {start}")[output]
-            parts.append(part.astype(np.float16) if part.ndim > 2 else part)
-        found.append(np.concatenate(parts))
-    return np.stack(found)
-
-
-def fit_linear(pictures: list[Picture], truth: npt.NDArray[np.bool_], weights: Weights, threads: int) -> Head:
-    """Head on the embeddings of all views."""
-    embeddings = outputs_of(pictures, weights, "embedding", VIEWS, threads)
-    return fit_head(embeddings.reshape(-1, embeddings.shape[2]), np.tile(truth.astype(int), VIEWS), STRENGTH)
+            part = run_graph(session, tensors, outputs, f"view {view}, from {start}")
+            for name, values in part.items():
+                found[name].append(values.astype(np.float16) if values.ndim > 2 else values)
+    return {
+        name: np.concatenate(parts).reshape(VIEWS, len(pictures), *parts[0].shape[1:]) for name, parts in found.items()
+    }
 
 
 def scores_of(pictures: list[Picture], weights: Weights, head: Head, threads: int) -> npt.NDArray[np.float64]:
@@ -144,18 +146,22 @@ def measure(
     return tuple(found), point, high
 
 
-def train_version(version: int, train: Images, test: Images, options: argparse.Namespace) -> None:
-    """Fit, measure and write the bundle of `version`."""
-    began = time.monotonic()
+def train_version(
+    version: int,
+    images: tuple[Images, Images],
+    views: dict[str, npt.NDArray[np.floating[Any]]],
+    options: argparse.Namespace,
+) -> None:
+    """Fit, measure and write the bundle of `version`; `images` are the train and the test folder."""
+    train, test = images
     threads = options.threads
     inside, outside = split_train(train, test)
-    fitted = [train.pictures[index] for index in inside]
     held_out = [train.pictures[index] for index in outside]
+    truth = train.truth[inside].astype(int)
     weights = published_weights()
-    head = fit_linear(fitted, train.truth[inside], weights, threads)
+    head = fit_head(views["embedding"].reshape(-1, EMBEDDING), np.tile(truth, VIEWS), STRENGTH)
     if version == 2:
-        inputs = outputs_of(fitted, weights, BLOCK_INPUT, VIEWS, threads)
-        network = fine_tune(inputs, train.truth[inside].astype(int), (weights, head), SCHEDULE, SEED)
+        network = fine_tune(views[BLOCK_INPUT], truth, (weights, head), SCHEDULE, SEED)
         weights, head = rounded(weights | network.weights()), tuned_head(network)
     scores = tuple(scores_of(pictures, weights, head, threads) for pictures in (held_out, test.pictures))
     metrics, point, high = measure(train, test, outside, scores)
@@ -176,7 +182,6 @@ def train_version(version: int, train: Images, test: Images, options: argparse.N
     chosen = np.random.default_rng(SEED).permutation(len(held_out))[:MOST_REFERENCES]
     references = [held_out[index] for index in np.sort(chosen)]
     write_bundle(options.out, values, model, references, trained_on=[False] * len(references), threads=threads)
-    print(f"  took {time.monotonic() - began:.0f} s")
 
 
 def main() -> None:
@@ -186,10 +191,15 @@ def main() -> None:
     parser.add_argument("--versions", type=int, nargs="+", choices=(1, 2), default=(1, 2))
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
+    began = time.monotonic()
     torch.set_num_threads(options.threads)
     train, test = (read_folder(options.images / name) for name in ("train", "test"))
+    wanted = ("embedding", BLOCK_INPUT) if 2 in options.versions else ("embedding",)
+    inside, _ = split_train(train, test)
+    views = view_outputs([train.pictures[index] for index in inside], wanted, options.threads)
     for version in options.versions:
-        train_version(version, train, test, options)
+        train_version(version, (train, test), views, options)
+    print(f"took {time.monotonic() - began:.0f} s on {options.threads} threads")
 
 
 if __name__ == "__main__":

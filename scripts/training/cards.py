@@ -19,10 +19,8 @@ _NORMALISATION = (
     "EfficientNet-Lite0's published weights expect (value - 127) / 128 of an 8-bit value, that is mean 127/255 and "
     "deviation 128/255 of a value from 0 to 1."
 )
-_HOW = {
-    1: "Linear head (multinomial logistic regression) on the published EfficientNet-Lite0, which is not changed.",
-    2: "EfficientNet-Lite0 with its last five blocks and last convolution fine-tuned, and a linear head.",
-}
+_LINEAR = "Linear head (multinomial logistic regression) on the published EfficientNet-Lite0, which is not changed."
+_TUNED = "EfficientNet-Lite0 with its last {} and last convolution fine-tuned, and a linear head."
 _COMMON_LIMITS = (
     "Demonstration only: no clinical validation, no regulatory clearance, not for diagnosis.",
     "Judges one picture at a time and knows nothing of the patient.",
@@ -74,6 +72,7 @@ CHEST_QUALITY = QualityLimits(
 
 def retinopathy(*, version: int, metrics: Sequence[Metric], point: float, high: float, sha256: str) -> dict[str, Any]:
     """Fields of the card of ``retinopathy``."""
+    how = _LINEAR if version == 1 else _TUNED.format("block")
     grades = (
         ("grade0", "No apparent diabetic retinopathy", "LA18643-9", "No apparent retinopathy"),
         ("grade1", "Mild non-proliferative retinopathy", "LA18644-7", "Mild non-proliferative retinopathy"),
@@ -88,7 +87,7 @@ def retinopathy(*, version: int, metrics: Sequence[Metric], point: float, high: 
         "demonstration": True,
         "intended_use": (
             "Shows how a gateway runs a model: grades one colour fundus photograph by the International Clinical "
-            f"Diabetic Retinopathy scale and flags grade 2 and above. {_HOW[version]}"
+            f"Diabetic Retinopathy scale and flags grade 2 and above. {how}"
         ),
         "limits": (
             *_COMMON_LIMITS,
@@ -180,6 +179,7 @@ def chest_triage(
 ) -> dict[str, Any]:
     """Fields of the card of ``chest-triage``; `counts` are the images fitted on, held out and left out."""
     fitted, held_out, left_out = counts
+    how = _LINEAR if version == 1 else _TUNED.format("two blocks")
     return {
         "name": "chest-triage",
         "version": version,
@@ -187,7 +187,7 @@ def chest_triage(
         "demonstration": True,
         "intended_use": (
             "Shows how a gateway runs a model: flags pneumonia on one frontal chest radiograph of a child of one to "
-            f"five years. {_HOW[version]}"
+            f"five years. {how}"
         ),
         "limits": (
             *_COMMON_LIMITS,

@@ -15,24 +15,27 @@ import torch
 from torch import nn
 from tqdm import tqdm
 from training.bundle import Head, softmax
-from training.network import Network, Weights
-
-FIRST_BLOCK = 11
-"""The four 192-channel blocks, the 320-channel block and the last convolution are tuned: 2.7 of 3.4 million weights."""
-BLOCK_INPUT = "block10.project.sum"
-"""Name in the graph of what goes into `FIRST_BLOCK`."""
+from training.network import Network, Weights, layers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Schedule:
-    """How long and how fast."""
+    """What is tuned, how long and how fast."""
 
+    first_block: int
+    """This block and all after it are tuned; see :func:`block_input`."""
     epochs: int
     batch: int
     rate: float
     """Peak learning rate of the convolutions; the head's is three times as high."""
     decay: float = 0.02
     smoothing: float = 0.05
+
+
+def block_input(first_block: int) -> str:
+    """Name in the graph of what goes into a block."""
+    last = [layer for layer in layers() if layer.block == first_block - 1][-1]
+    return f"{last.name}.sum" if last.adds_block_input else f"{last.name}.out"
 
 
 def fine_tune(
@@ -49,7 +52,7 @@ def fine_tune(
     torch.manual_seed(seed)
     random = np.random.default_rng(seed)
     weights, head = start
-    network = Network(weights, len(head.bias), FIRST_BLOCK)
+    network = Network(weights, len(head.bias), schedule.first_block).to(memory_format=torch.channels_last)
     network.head.weight.data = torch.from_numpy(head.weight.copy())
     network.head.bias.data = torch.from_numpy(head.bias.copy())
     counts = np.bincount(labels, minlength=len(head.bias))
@@ -72,7 +75,7 @@ def fine_tune(
         view = random.integers(0, len(views), len(labels))
         for first in range(0, len(order), schedule.batch):
             chosen = order[first : first + schedule.batch]
-            values = torch.from_numpy(views[view[chosen], chosen].astype(np.float32))
+            values = _tensor(views[view[chosen], chosen])
             loss = loss_of(network(values), torch.from_numpy(labels[chosen]))
             optimiser.zero_grad()
             loss.backward()
@@ -82,12 +85,17 @@ def fine_tune(
     return network.eval()
 
 
+def _tensor(values: npt.NDArray[np.floating[Any]]) -> torch.Tensor:
+    """[N, c, h, w] with channels last in memory, which the CPU's convolutions like better."""
+    return torch.from_numpy(values.astype(np.float32)).contiguous(memory_format=torch.channels_last)
+
+
 def predict(network: Network, inputs: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.float64]:
-    """Probabilities [N, K] for inputs [N, c, h, w] of `FIRST_BLOCK`."""
+    """Probabilities [N, K] for block inputs [N, c, h, w]."""
     found: list[npt.NDArray[Any]] = []
     with torch.no_grad():
         for first in range(0, len(inputs), 32):
-            found.append(network(torch.from_numpy(inputs[first : first + 32].astype(np.float32))).numpy())
+            found.append(network(_tensor(inputs[first : first + 32])).numpy())
     return softmax(np.concatenate(found))
 
 
