@@ -15,7 +15,7 @@ import math
 import re
 import unicodedata
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from models.card import AcquisitionRange, NumericRange
 
@@ -23,6 +23,9 @@ Scalar = str | float | int
 Value = Scalar | tuple[Scalar, ...] | None
 
 MISSING = "(missing)"
+UNREADABLE = "(unreadable)"
+MALFORMED = "malformed"
+"""Key under which a reader lists the parameters whose stored value is not what their attribute holds."""
 _LONGEST_VALUE = 64
 
 
@@ -62,6 +65,7 @@ PARAMETERS: Mapping[str, Parameter] = {
     "filter_type": _row("(0018,1160)", "FilterType", "filter type"),
     "grid": _row("(0018,1166)", "Grid", "grid"),
     "kvp": _row("(0018,0060)", "KVP", "tube voltage", "kV"),
+    "kvp_kv": _row("(0018,0060)", "KVP", "tube voltage", "kV"),
     "exposure_time_ms": _row("(0018,1150)", "ExposureTime", "exposure time", "ms"),
     "x_ray_tube_current_ma": _row("(0018,1151)", "XRayTubeCurrent", "tube current", "mA"),
     "exposure_mas": _row("(0018,1152)", "Exposure", "exposure", "mAs"),
@@ -121,6 +125,7 @@ PARAMETERS: Mapping[str, Parameter] = {
     "voi_lut_function": _row("(0028,1056)", "VOILUTFunction", "window function"),
     "presentation_lut_shape": _row("(2050,0020)", "PresentationLUTShape", "presentation table shape"),
     "burned_in_annotation": _row("(0028,0301)", "BurnedInAnnotation", "burned-in annotation"),
+    "quality_control_image": _row("(0028,0300)", "QualityControlImage", "mark as a quality control image"),
     "lossy_image_compression": _row("(0028,2110)", "LossyImageCompression", "lossy compression"),
     "lossy_image_compression_ratio": _row("(0028,2112)", "LossyImageCompressionRatio", "lossy compression ratio"),
     "lossy_image_compression_method": _row("(0028,2114)", "LossyImageCompressionMethod", "lossy compression method"),
@@ -145,7 +150,7 @@ class AcquisitionFinding:
     keyword: str
     """snake_case, as in the card."""
     value: str
-    """As received, at most 64 characters, control characters removed; ``(missing)`` where there is none."""
+    """As received, at most 64 characters, control characters removed; ``(missing)`` or ``(unreadable)`` where there is none."""
     expected: str
     severity: str
     """``info``, ``warning`` or ``critical``, from the card."""
@@ -160,7 +165,12 @@ def judge_acquisition(parameters: Mapping[str, Value], validated: AcquisitionRan
     """
     found = [_judge_values(keyword, parameters.get(keyword), validated) for keyword in validated.values]
     found += [_judge_range(keyword, parameters.get(keyword), validated) for keyword in validated.ranges]
-    return tuple(finding for finding in found if finding is not None)
+    malformed = _items(parameters.get(MALFORMED))
+    return tuple(
+        _unreadable(finding) if finding.value == MISSING and finding.keyword in malformed else finding
+        for finding in found
+        if finding is not None
+    )
 
 
 def unknown_keywords(validated: AcquisitionRange) -> tuple[str, ...]:
@@ -175,7 +185,9 @@ def _judge_values(keyword: str, value: Value, validated: AcquisitionRange) -> Ac
         return _finding(
             keyword, value, "not validated", validated, f"This model version was validated on no particular {words}"
         )
-    expected = " or ".join(choice or MISSING for choice in allowed)
+    # One spelling of each: a card may list several that compare as one.
+    choices = {normalise(keyword, choice): choice.strip() or MISSING for choice in reversed(allowed)}
+    expected = " or ".join(reversed(choices.values()))
     if _is_missing(value):
         if any(not choice.strip() for choice in allowed):
             return None
@@ -222,6 +234,11 @@ def _finding(
     )
 
 
+def _unreadable(finding: AcquisitionFinding) -> AcquisitionFinding:
+    message = f"The image's {_words(finding.keyword)} cannot be read (validated: {finding.expected})."
+    return replace(finding, value=UNREADABLE, message=message)
+
+
 def _words(keyword: str) -> str:
     parameter = PARAMETERS.get(keyword)
     return parameter.words if parameter else keyword.replace("_", " ")
@@ -231,6 +248,8 @@ def _range_words(limits: NumericRange, unit: str) -> str:
     suffix = f" {unit}" if unit else ""
     if limits.minimum is None and limits.maximum is None:
         return "any number"
+    if limits.minimum == limits.maximum:
+        return f"{limits.minimum:g}{suffix}"
     if limits.minimum is None:
         return f"at most {limits.maximum:g}{suffix}"
     if limits.maximum is None:

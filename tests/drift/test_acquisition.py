@@ -1,10 +1,21 @@
 from __future__ import annotations
 
 import pytest
+from pydicom import Dataset
 from pydicom.datadict import tag_for_keyword
 from pydicom.tag import Tag
 
-from drift.acquisition import MISSING, PARAMETERS, AcquisitionFinding, judge_acquisition, normalise, unknown_keywords
+from drift.acquisition import (
+    MALFORMED,
+    MISSING,
+    PARAMETERS,
+    UNREADABLE,
+    AcquisitionFinding,
+    judge_acquisition,
+    normalise,
+    unknown_keywords,
+)
+from gateway.acquisition import read_parameters
 from models.card import AcquisitionRange, NumericRange
 
 KOWA = AcquisitionRange(
@@ -65,6 +76,16 @@ def test_parameter_that_the_reader_left_out_is_missing_too() -> None:
     assert (finding.keyword, finding.value) == ("rows", MISSING)
 
 
+def test_value_that_the_reader_could_not_make_out_is_not_called_missing() -> None:
+    (finding,) = judge_acquisition(IN_RANGE | {"rows": None, "malformed": ("rows", "kvp")}, KOWA)
+    assert (finding.keyword, finding.value) == ("rows", UNREADABLE)
+    assert finding.message == "The image's number of rows cannot be read (validated: 400 to 3000)."
+
+
+def test_every_parameter_that_the_gateway_reads_stands_in_the_table() -> None:
+    assert set(read_parameters(Dataset())) - {MALFORMED} <= set(PARAMETERS)
+
+
 def test_absence_can_be_validated() -> None:
     validated = AcquisitionRange(values={"image_laterality": ("L", "R", "")})
     assert judge_acquisition({"image_laterality": None}, validated) == ()
@@ -82,6 +103,16 @@ def test_out_of_range(rows: float, side: str) -> None:
 @pytest.mark.parametrize("edge", [400, 3000, "400"])
 def test_bounds_are_inside(edge: int | str) -> None:
     assert judge_acquisition(IN_RANGE | {"rows": edge}, KOWA) == ()
+
+
+def test_what_is_expected_is_said_once_in_the_card_s_first_spelling() -> None:
+    validated = AcquisitionRange(
+        values={"manufacturer": ("Kowa", "KOWA Company Ltd.", "Topcon", "TOPCON")},
+        ranges={"bits_stored": NumericRange(minimum=8, maximum=8)},
+    )
+    maker, bits = judge_acquisition({"manufacturer": "Canon", "bits_stored": 16}, validated)
+    assert maker.expected == "Kowa or Topcon"
+    assert bits.expected == "8"
 
 
 def test_one_sided_range_states_its_unit() -> None:
