@@ -150,7 +150,7 @@ class AcquisitionFinding:
     keyword: str
     """snake_case, as in the card."""
     value: str
-    """As received, at most 64 characters, control characters removed; ``(missing)`` or ``(unreadable)`` where there is none."""
+    """As received, at most 64 characters, control characters removed; or ``(missing)``, or ``(unreadable)``."""
     expected: str
     severity: str
     """``info``, ``warning`` or ``critical``, from the card."""
