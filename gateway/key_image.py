@@ -62,26 +62,26 @@ def render(judged: JudgedImage, side: str) -> npt.NDArray[np.uint8]:
     uint8 [rows, columns, 3] RGB, an even number of rows and columns.
     """
     picture = judged.picture
-    if judged.explanation is not None:
-        picture = blend(picture, judged.explanation.heat)
+    explanation = None if judged.ungradable_reasons else judged.explanation  # nothing asserted, nothing to explain
+    if explanation is not None:
+        picture = blend(picture, explanation.heat)
     shown = _enlarged(Image.fromarray(picture))
     width = shown.width + shown.width % 2
     size = _font_size(width)
     margin = size
     lines = [piece for line in _legend(judged, side) for piece in _wrapped(line, width - 2 * margin, size)]
-    bar_height = round(size * 2.6) if judged.explanation is not None else 0
+    bar_height = round(size * 2.6) if explanation is not None else 0
     text_height = sum(round(size * (line.scale * _LINE + line.space_before)) for line in lines)
     height = shown.height + margin + bar_height + text_height + margin
     canvas = Image.new("RGB", (width, height + height % 2), _BACKGROUND)
     canvas.paste(shown, ((width - shown.width) // 2, 0))
-    draw = ImageDraw.Draw(canvas)
     top = shown.height + margin
     if bar_height:
-        _draw_scale(canvas, draw, margin, top, width - 2 * margin, size)
+        _draw_scale(canvas, margin, top, width - 2 * margin, size)
         top += bar_height
     for line in lines:
         top += round(size * line.space_before)
-        draw.text((margin, top), line.text, fill=line.colour, font=_font(round(size * line.scale)))
+        _write(canvas, (margin, top), line.text, line.colour, round(size * line.scale))
         top += round(size * line.scale * _LINE)
     return np.asarray(canvas)
 
@@ -102,15 +102,33 @@ def _enlarged(picture: Image.Image) -> Image.Image:
 
 def _font_size(width: int) -> int:
     """Readable when the whole image fills a screen: a fortieth of the width, within bounds."""
-    return max(15, min(26, width // 40))
+    return max(18, min(26, width // 40))
 
 
 @lru_cache(maxsize=16)
 def _font(size: int) -> ImageFont.FreeTypeFont:
     font = ImageFont.load_default(size)
-    if not isinstance(font, ImageFont.FreeTypeFont):  # Pillow built without FreeType
-        raise TypeError("Pillow has no scalable default font")
-    return font.font_variant(layout_engine=ImageFont.Layout.BASIC)  # plain left to right text; a third of the time
+    if not isinstance(font, ImageFont.FreeTypeFont):
+        raise TypeError("Pillow was built without FreeType, so its default font does not scale")
+    # Plain left to right text, so the basic layout does, in a third of the time.
+    basic: ImageFont.FreeTypeFont = font.font_variant(layout_engine=ImageFont.Layout.BASIC)  # type: ignore[no-untyped-call]
+    return basic
+
+
+@lru_cache(maxsize=256)
+def _mask(text: str, size: int) -> Image.Image:
+    """A line of text as cover, 0 to 255. Kept, since most lines stand on every key image and cost 1 ms to draw."""
+    font = _font(size)
+    mask = Image.new("L", (max(1, round(font.getlength(text))), round(size * _LINE)))
+    ImageDraw.Draw(mask).text((0, 0), text, fill=255, font=font)
+    return mask
+
+
+def _write(canvas: Image.Image, at: tuple[int, int], text: str, colour: tuple[int, int, int], size: int) -> int:
+    """Write a line and return the column after it."""
+    mask = _mask(text, size)
+    canvas.paste(colour, at, mask)
+    return at[0] + mask.width
 
 
 def _legend(judged: JudgedImage, side: str) -> list[_Line]:
@@ -152,11 +170,12 @@ def _score_text(judged: JudgedImage, finding: FindingResult) -> str:
 
 def _wrapped(line: _Line, width: int, size: int) -> list[_Line]:
     """`line` broken at spaces so that each piece is at most `width` pixels wide."""
-    font = _font(round(size * line.scale))
+    font_size = round(size * line.scale)
+    font = _font(font_size)
     pieces: list[str] = []
     current = ""
     text = ascii_text(line.text)
-    for word in [text] if font.getlength(text) <= width else text.split():
+    for word in [text] if _mask(text, font_size).width <= width else text.split():
         longer = f"{current} {word}".strip()
         if current and font.getlength(longer) > width:
             pieces.append(current)
@@ -170,20 +189,15 @@ def _wrapped(line: _Line, width: int, size: int) -> list[_Line]:
     ]
 
 
-def _draw_scale(
-    canvas: Image.Image, draw: ImageDraw.ImageDraw, left: int, top: int, width: int, size: int
-) -> None:
+def _draw_scale(canvas: Image.Image, left: int, top: int, width: int, size: int) -> None:
     """The colour scale with what its ends mean. Heat is relative: each picture has its own 1."""
-    font = _font(round(size * 0.85))
-    title = "Weight for the score, relative"
-    low, high = "none", "most"
-    x = left + font.getlength(title) + size * 0.8
-    draw.text((left, top), title, fill=_MUTED, font=font)
-    draw.text((x, top), low, fill=_MUTED, font=font)
-    bar_left = round(x + font.getlength(low) + size * 0.4)
-    bar_right = round(min(left + width - font.getlength(high) - size * 0.4, bar_left + size * 16))
-    bar = Image.fromarray(np.ascontiguousarray(COLOUR_MAP[np.newaxis])).resize(
-        (max(bar_right - bar_left, 1), round(size * 0.85)), Image.Resampling.BILINEAR
+    small = round(size * 0.85)
+    gap = round(size * 0.4)
+    low = _write(canvas, (left, top), "Weight for the score, relative:", _MUTED, small) + 2 * gap
+    bar_left = _write(canvas, (low, top), "none", _MUTED, small) + gap
+    bar_right = min(left + width - _mask("most", small).width - gap, bar_left + size * 16)
+    bar = Image.fromarray(COLOUR_MAP[np.newaxis]).resize(
+        (max(bar_right - bar_left, 1), small), Image.Resampling.BILINEAR
     )
     canvas.paste(bar, (bar_left, top + round(size * 0.1)))
-    draw.text((bar_right + size * 0.4, top), high, fill=_MUTED, font=font)
+    _write(canvas, (bar_right + gap, top), "most", _MUTED, small)

@@ -30,7 +30,9 @@ def device_of(key: bytes, gateway_version: str) -> Device:
     """This installation. UID and serial number follow from the installation's key, so they stay over restarts."""
     serial_number = hmac.new(key, b"device serial number", hashlib.sha256).hexdigest()[:12].upper()
     return Device(
-        device_uid=derive_uid(key, "device", ()), serial_number=serial_number, software_version=ascii_text(gateway_version)
+        device_uid=derive_uid(key, "device", ()),
+        serial_number=serial_number,
+        software_version=ascii_text(gateway_version),
     )
 
 

@@ -10,10 +10,12 @@ PS3.3 A.35.13 (Comprehensive 3D SR), A.8.1 (Secondary Capture), C.7.5.1, C.12.1.
 
 from __future__ import annotations
 
+import traceback
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from pathlib import Path
 
 from pydicom import Dataset
 from pydicom.dataelem import DataElement
@@ -43,7 +45,7 @@ from gateway.result_identity import (
     derive_uid,
     device_of,
 )
-from gateway.structured_report import LATERALITY, SourceImage, report_content
+from gateway.structured_report import LATERALITY, SourceImage, exact_uid, report_content
 from gateway.study import ReceivedInstance, Study
 
 IMPLEMENTATION_CLASS_UID = UID("2.25.283184735406212937162446164733276938745")
@@ -51,6 +53,10 @@ IMPLEMENTATION_VERSION_NAME = "GATEWAY"
 
 # Series numbers of the results start here, above what modalities use; two a model version.
 FIRST_SERIES_NUMBER = 9001
+
+
+# What pydicom, highdicom and Pillow raise on data they do not take; mapped to ResultError at this room's one edge.
+FOREIGN_ERRORS = (ArithmeticError, AttributeError, LookupError, NotImplementedError, OSError, TypeError, ValueError)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,14 +129,26 @@ def build_results(
     Raises
     ------
     ResultError
-        An image was judged that is not of this study.
+        An image was judged that is not of this study, or an object could not be built; says where, without values.
     ResultMismatchError
         The images judged, or a result and its source, disagree on patient, study or accession number.
     """
     if now.tzinfo is None:
         raise ResultError("the time of a result needs a time zone")
+    try:
+        return _build(study, judged, key=key, now=now, device=device_of(key, gateway_version))
+    except FOREIGN_ERRORS as error:
+        # Their texts may quote the source, so only their kind and place go further.
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        raise ResultError(
+            f"study {study.study_key}: {type(error).__name__} in {Path(place.filename).name} line {place.lineno}"
+        ) from None
+
+
+def _build(
+    study: Study, judged: Sequence[JudgedImage], *, key: bytes, now: datetime, device: Device
+) -> tuple[ResultObject, ...]:
     sources = _read_sources(study, judged)
-    device = device_of(key, gateway_version)
     versions: dict[tuple[str, int, str], list[JudgedImage]] = defaultdict(list)
     for image in judged:
         prediction = image.prediction
@@ -140,9 +158,9 @@ def build_results(
         version = _version(identity, versions[identity], sources, number, key=key, now=now, device=device)
         results.append(_report(version))
         results.extend(_key_image(version, place) for place in range(len(version.images)))
-    for result in results:
-        for source in sources.values():
-            require_same_identity(result.dataset, source.dataset)
+    originals = [source.dataset for source in sources.values()]
+    for dataset in (*originals[1:], *(result.dataset for result in results)):
+        require_same_identity(dataset, originals[0])
     return tuple(results)
 
 
@@ -231,23 +249,16 @@ def _evidence(version: _Version) -> Dataset:
     by_series: dict[str, dict[str, Dataset]] = defaultdict(dict)
     for _, source in version.images:
         image = source.image
-        by_series[image.series_instance_uid][image.sop_instance_uid] = _reference(image)
+        by_series[image.series_instance_uid][image.sop_instance_uid] = image.reference()
     study = Dataset()
     study.ReferencedSeriesSequence = []
     for series_instance_uid, references in by_series.items():
         series = Dataset()
         series.ReferencedSOPSequence = list(references.values())
-        series.SeriesInstanceUID = series_instance_uid
+        series["SeriesInstanceUID"] = exact_uid("SeriesInstanceUID", series_instance_uid)
         study.ReferencedSeriesSequence.append(series)
-    study.StudyInstanceUID = version.parts[0]
+    study["StudyInstanceUID"] = exact_uid("StudyInstanceUID", version.parts[0])
     return study
-
-
-def _reference(image: SourceImage) -> Dataset:
-    reference = Dataset()
-    reference.ReferencedSOPClassUID = image.sop_class_uid
-    reference.ReferencedSOPInstanceUID = image.sop_instance_uid
-    return reference
 
 
 def _key_image(version: _Version, place: int) -> ResultObject:
@@ -265,18 +276,16 @@ def _key_image(version: _Version, place: int) -> ResultObject:
     dataset.DerivationDescription = ascii_text(
         f"Heat map (Grad-CAM) of {judged.card.name} version {judged.card.version} over the source image", 1024
     )
-    reference = _reference(image)
-    if image.number_of_frames > 1:
-        reference.ReferencedFrameNumber = judged.frame_index + 1
-    reference.PurposeOfReferenceCodeSequence = [
-        _code("121322", "DCM", "Source image for image processing operation")
-    ]
+    reference = image.reference(frame_number=image.frame_number(judged.frame_index))
+    reference.PurposeOfReferenceCodeSequence = [_code("121322", "DCM", "Source image for image processing operation")]
     dataset.SourceImageSequence = [reference]
     dataset.PatientOrientation = None
     dataset.ImageComments = _disclaimer(judged)
     dataset.BurnedInAnnotation = "NO"  # the legend names the model, not the patient
     if image.laterality:
         dataset.ImageLaterality = image.laterality
+    elif image.body_part_examined != "CHEST":
+        dataset.Laterality = None  # Type 2C: may be a paired organ, and the source does not say which side
     if image.body_part_examined in {"CHEST", "EYE", "RETINA"}:
         dataset.BodyPartExamined = image.body_part_examined
     _set_pixels(dataset, pixels.shape[0], pixels.shape[1], encoded)

@@ -38,6 +38,8 @@ from highdicom.sr import (
     TrackingIdentifier,
 )
 from pydicom import Dataset
+from pydicom.config import IGNORE
+from pydicom.dataelem import DataElement
 from pydicom.sr.codedict import codes
 from pydicom.sr.coding import Code
 
@@ -53,8 +55,8 @@ from gateway.result_identity import (
     ascii_text,
     derive_uid,
 )
-from models.card import Card, Label
 from models.card import CodedConcept as CardConcept
+from models.card import Label
 
 # LOINC answer list LL2117-1, the severity levels of the International Clinical Diabetic Retinopathy scale.
 DR_SEVERITY_LEVELS = frozenset({"LA18643-9", "LA18644-7", "LA18645-4", "LA18646-2", "LA18648-8"})
@@ -72,6 +74,8 @@ QUALITY_ASSESSMENT = Code("111050", "DCM", "Quality Assessment")
 UNUSABLE = Code("111235", "DCM", "Unusable - Quality renders image unusable")
 PRESENT = Code("52101004", "SCT", "Present")
 ABSENT = Code("272519000", "SCT", "Absent")
+# highdicom refuses illegal UIDs, which devices do send: it gets this one, and the reference is then replaced.
+_PLACEHOLDER_UID = "2.25.1"
 PIXELS = Code("{pixels}", "UCUM", "Pixels")
 # CID 244.
 LATERALITY: dict[str, Code] = {
@@ -103,6 +107,40 @@ class SourceImage:
     columns: int
     number_of_frames: int
 
+    @property
+    def is_of_eye(self) -> bool:
+        return self.modality in {"OP", "OPT"} or self.body_part_examined in {"EYE", "RETINA"}
+
+    def frame_number(self, frame_index: int) -> int | None:
+        """As references give it: from 1, and only into an image with several frames."""
+        return frame_index + 1 if self.number_of_frames > 1 else None
+
+    def reference(self, *, frame_number: int | None = None) -> Dataset:
+        """PS3.3 Table 10-3, Referenced Instance. The UIDs stand as the source has them, legal or not."""
+        item = Dataset()
+        item["ReferencedSOPClassUID"] = exact_uid("ReferencedSOPClassUID", self.sop_class_uid)
+        item["ReferencedSOPInstanceUID"] = exact_uid("ReferencedSOPInstanceUID", self.sop_instance_uid)
+        if frame_number is not None:
+            item.ReferencedFrameNumber = frame_number
+        return item
+
+
+def exact_uid(keyword: str, value: str) -> DataElement:
+    """A UID as it was received: not checked, so that neither an error nor a log line quotes it."""
+    return DataElement(keyword, "UI", value, validation_mode=IGNORE)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Statement:
+    """What one measurement group states."""
+
+    name: str
+    title: str
+    comment: str
+    evaluations: tuple[QualitativeEvaluation, ...]
+    measurements: tuple[Measurement, ...] = ()
+    finding: CodedConcept | None = None
+
 
 def report_content(
     images: Sequence[tuple[JudgedImage, SourceImage]], *, key: bytes, version_parts: Sequence[str], device: Device
@@ -118,76 +156,77 @@ def report_content(
     """
     groups = []
     for judged, source in images:
-        groups.extend(_groups(judged, source, key, version_parts))
+        for statement in _statements(judged, source):
+            tracking_parts = (*version_parts, source.sop_instance_uid, str(judged.frame_index), statement.name)
+            groups.append(_group(judged, source, statement, derive_uid(key, "tracking", tracking_parts)))
     report = MeasurementReport(
         observation_context=_observation_context(device),
         procedure_reported=_procedure([source for _, source in images]),
         imaging_measurements=groups,
         language_of_content_item_and_descendants=_english(),
     )
-    root = report[0]
+    root: Dataset = report[0]
     # TID 1500: the image library comes before the measurements.
     root.ContentSequence.insert(len(root.ContentSequence) - 1, _image_library([source for _, source in images]))
     return root
 
 
-def _groups(
-    judged: JudgedImage, source: SourceImage, key: bytes, version_parts: Sequence[str]
-) -> list[MeasurementsAndQualitativeEvaluations]:
+def _statements(judged: JudgedImage, source: SourceImage) -> list[_Statement]:
     if judged.ungradable_reasons:
-        unusable = [QualitativeEvaluation(QUALITY_ASSESSMENT, UNUSABLE)]
         reasons = f"Ungradable, no finding asserted: {'; '.join(judged.ungradable_reasons)}."
-        return [_group(judged, source, "ungradable", "Ungradable", key, version_parts, [], unusable, None, [reasons])]
-    groups = []
+        unusable = QualitativeEvaluation(QUALITY_ASSESSMENT, UNUSABLE)
+        return [_Statement(name="ungradable", title="Ungradable", evaluations=(unusable,), comment=reasons)]
+    severity = _severity(judged, source)
+    statements = []
     for place, finding in enumerate(judged.findings):
-        code = _concept(finding.code)
-        evaluations = [QualitativeEvaluation(code, PRESENT if finding.present else ABSENT)]
-        severity = _severity(judged, source) if place == 0 else None
-        if severity is not None:
-            evaluations.append(severity)
-        score = Measurement(SCORE, round(float(finding.score), 4), SCORE_UNIT)
-        comments = [_decision_text(finding)]
-        groups.append(
-            _group(
-                judged, source, finding.name, finding.title, key, version_parts, [score], evaluations,
-                # "Finding" is stated only where it is present: a reader who stops there must not read it into a negative.
-                code if finding.present else None, comments,
+        decision = QualitativeEvaluation(_decision(finding), PRESENT if finding.present else ABSENT)
+        statements.append(
+            _Statement(
+                name=finding.name,
+                title=finding.title,
+                # Stated only where it is present: a reader who stops there must not read it into a negative.
+                finding=_concept(finding.code) if finding.present else None,
+                measurements=(Measurement(SCORE, round(float(finding.score), 4), SCORE_UNIT),),
+                evaluations=(decision, severity) if severity is not None and place == 0 else (decision,),
+                comment=_decision_text(finding),
             )
-        )  # fmt: skip
-    return groups
+        )
+    return statements
 
 
 def _group(
-    judged: JudgedImage,
-    source: SourceImage,
-    name: str,
-    title: str,
-    key: bytes,
-    version_parts: Sequence[str],
-    measurements: Sequence[Measurement],
-    evaluations: Sequence[QualitativeEvaluation],
-    finding: CodedConcept | None,
-    comments: Sequence[str],
+    judged: JudgedImage, source: SourceImage, statement: _Statement, tracking_uid: str
 ) -> MeasurementsAndQualitativeEvaluations:
-    frame = [judged.frame_index + 1] if source.number_of_frames > 1 else None
-    tracking_parts = (*version_parts, source.sop_instance_uid, str(judged.frame_index), name)
+    card = judged.card
+    image = SourceImageForMeasurementGroup(source.sop_class_uid, _PLACEHOLDER_UID)
+    image.ReferencedSOPSequence = [source.reference(frame_number=source.frame_number(judged.frame_index))]
+    identifier = ascii_text(f"{card.name} {card.version}: {statement.title}{_side_text(source)}")
     group = MeasurementsAndQualitativeEvaluations(
-        tracking_identifier=TrackingIdentifier(
-            uid=derive_uid(key, "tracking", tracking_parts),
-            identifier=ascii_text(f"{judged.card.name} {judged.card.version}: {title}{_side_text(source)}"),
-        ),
-        algorithm_id=_algorithm(judged.card.name, judged.card.version, _algorithm_parameters(judged), judged.card.algorithm_family),
-        finding_type=finding,
+        tracking_identifier=TrackingIdentifier(uid=tracking_uid, identifier=identifier),
+        algorithm_id=_algorithm(card.name, card.version, _algorithm_parameters(judged), card.algorithm_family),
+        finding_type=statement.finding,
         finding_sites=_sites(source),
-        measurements=measurements,
-        qualitative_evaluations=evaluations,
-        source_images=[SourceImageForMeasurementGroup(source.sop_class_uid, source.sop_instance_uid, frame)],
+        measurements=statement.measurements,
+        qualitative_evaluations=statement.evaluations,
+        source_images=[image],
     )
     group[0].ContentSequence.extend(
         TextContentItem(COMMENT, ascii_text(text), RelationshipTypeValues.CONTAINS)
-        for text in (*comments, *_warnings(judged))
+        for text in (statement.comment, *_warnings(judged))
     )
     return group
+
+
+def _decision(finding: FindingResult) -> CodedConcept:
+    """What is said to be present or absent.
+
+    The card's code where its meaning is the finding's title. Otherwise the code is broader than the finding (no
+    *referable* retinopathy is not no retinopathy), and a negative must not be stated of it: a private code is.
+    """
+    if finding.title.casefold() == finding.code.meaning.casefold():
+        return _concept(finding.code)
+    value = ascii_text(finding.name, 16).upper()
+    return CodedConcept(value, PRIVATE_SCHEME, ascii_text(finding.title, 64))
 
 
 def _decision_text(finding: FindingResult) -> str:
@@ -233,7 +272,7 @@ def _concept(code: CardConcept) -> CodedConcept:
 
 
 def _sites(source: SourceImage) -> list[FindingSite] | None:
-    site = SITES.get(source.body_part_examined) or (SITES["EYE"] if source.modality in {"OP", "OPT"} else None)
+    site = SITES.get(source.body_part_examined) or (SITES["EYE"] if source.is_of_eye else None)
     if site is None:
         return None
     return [FindingSite(site, laterality=LATERALITY.get(source.laterality))]
@@ -316,9 +355,10 @@ def _library_entry(source: SourceImage) -> ImageContentItem:
     entry = ImageContentItem(
         name=CodedConcept("260753009", "SCT", "Source"),
         referenced_sop_class_uid=source.sop_class_uid,
-        referenced_sop_instance_uid=source.sop_instance_uid,
+        referenced_sop_instance_uid=_PLACEHOLDER_UID,
         relationship_type=RelationshipTypeValues.CONTAINS,
     )
+    entry.ReferencedSOPSequence = [source.reference()]
     modality = _modalities().get(source.modality)
     descriptors = []
     if modality is not None:
