@@ -219,7 +219,7 @@ def prepare_frames(
                         instance_key=key,
                         frame_index=index,
                         model_name=name,
-                        model_input=prepare(frame, session.card.pixel_contract),
+                        model_input=prepare(frame, session.bundle.card.pixel_contract),
                         picture=picture,
                         parameters=parameters,
                     )
@@ -232,7 +232,7 @@ def prepare_frames(
 
 def _least_side(sessions: Iterable[ModelSession]) -> int:
     """Shortest side at which a picture may be decoded: enough for the tensor's crop and for the key image."""
-    sizes = (session.card.pixel_contract.size for session in sessions)
+    sizes = (session.bundle.card.pixel_contract.size for session in sessions)
     return max(640, *(max(size.rows, size.columns) * 3 // 2 for size in sizes))
 
 
@@ -267,7 +267,7 @@ def split(predictions: Sequence[Prediction], counts: Sequence[int]) -> list[Sequ
 
 def judge_frame(frame: PreparedFrame, prediction: Prediction, session: ModelSession) -> JudgedImage:
     """Findings, quality, explanation and acquisition findings of one frame."""
-    card = session.card
+    card = session.bundle.card
     return JudgedImage(
         instance_key=frame.instance_key,
         frame_index=frame.frame_index,
@@ -307,7 +307,7 @@ def decide(prediction: Prediction, card: Card) -> tuple[FindingResult, ...]:
 
 def explain(frame: PreparedFrame, prediction: Prediction, session: ModelSession) -> Explanation | None:
     """Grad-CAM of the finding with the highest score; ``None`` where there is none, which is shown as not judged."""
-    card = session.card
+    card = session.bundle.card
     finding = max(card.findings, key=lambda each: prediction.scores[each.name])
     grid = frame.model_input.grid
     try:

@@ -244,7 +244,7 @@ class Worker:
         champions = {entry.model_name: entry for entry in aliases if entry.alias == CHAMPION}
         for name in {name for rule in self._settings.rules for name in rule.models} & champions.keys():
             session = self._sessions.get(name)
-            if session is None or session.card.version != champions[name].version:
+            if session is None or session.bundle.card.version != champions[name].version:
                 self._load(champions[name])
         return bool(aliases)
 
@@ -277,7 +277,7 @@ class Worker:
             now=datetime.now(UTC),
             detail={
                 "judged": self._judged,
-                "models": {name: session.card.version for name, session in self._sessions.items()},
+                "models": {name: session.bundle.card.version for name, session in self._sessions.items()},
                 "providers": {name: list(session.providers_in_use) for name, session in self._sessions.items()},
             },
         )
