@@ -9,6 +9,7 @@
     │   ├── MismatchError          data set and command disagree                       (0xA900)
     │   └── NotUnderstoodError     truncated, garbage, or not DICOM                    (0xC000)
     ├── StoreError                 the store cannot be reached, or holds no such row   (retry)
+    ├── UnreadableError            a stored file is gone or no longer what it was      (fail)
     ├── TransitionError            a study cannot go from its state to that one        (fail)
     ├── DeidentificationError      an object cannot be de-identified, so goes nowhere  (reject)
     ├── ResultError                a result object cannot be built                     (fail)
@@ -55,6 +56,10 @@ class StoreError(GatewayError):
     """The store cannot be reached, or holds no such row."""
 
 
+class UnreadableError(GatewayError):
+    """A file that the store refers to is gone, or no longer what was received."""
+
+
 class TransitionError(GatewayError):
     """A study cannot go from the state it is in to the one asked for."""
 
@@ -92,6 +97,7 @@ DISPOSITIONS: Mapping[type[Exception], Disposition] = {
     MismatchError: Disposition.REJECT,
     NotUnderstoodError: Disposition.REJECT,
     StoreError: Disposition.RETRY,
+    UnreadableError: Disposition.FAIL,
     TransitionError: Disposition.FAIL,
     DeidentificationError: Disposition.REJECT,
     ResultMismatchError: Disposition.FAIL,

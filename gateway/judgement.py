@@ -10,7 +10,8 @@ import numpy as np
 import numpy.typing as npt
 from models.prediction import Prediction
 
-from drift.acquisition import AcquisitionFinding, Value
+from drift.acquisition import AcquisitionFinding
+from gateway.acquisition import Value
 from models.card import Card, CodedConcept
 
 

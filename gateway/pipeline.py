@@ -23,15 +23,15 @@ from models.session import ModelSession
 from PIL import Image
 from pydicom import Dataset
 
-from drift.acquisition import AcquisitionFinding, Value, judge_acquisition
-from gateway.acquisition import device_key, read_parameters
+from drift.acquisition import AcquisitionFinding, judge_acquisition
+from gateway.acquisition import Value, device_key, read_parameters
 from gateway.deidentify import Deidentifier
 from gateway.errors import GatewayError
 from gateway.judgement import Explanation, FindingResult, JudgedImage, Priority
 from gateway.results import ResultObject, build_results
 from gateway.routing import choose_rule, is_quality_control
 from gateway.settings import Rule
-from gateway.study import DeidentifiedStudy, ReceivedInstance, Study
+from gateway.study import DeidentifiedInstance, DeidentifiedStudy, ReceivedInstance, Study
 from models.card import Card
 from models.errors import ModelError
 from models.pixels import displayed_frame_count, read_frame
@@ -174,7 +174,7 @@ def deidentify(
     chosen: Sequence[ChosenImage], study: Study, deidentifier: Deidentifier, reasons: dict[str, str]
 ) -> DeidentifiedStudy:
     """The chosen images without PHI; an image that cannot be de-identified goes nowhere and says why."""
-    instances = []
+    instances: list[DeidentifiedInstance] = []
     for image in chosen:
         alone = Study(study_key=study.study_key, instances=(image.instance,))
         try:
@@ -238,9 +238,8 @@ def _least_side(sessions: Iterable[ModelSession]) -> int:
 
 def display_picture(frame: Frame) -> npt.NDArray[np.uint8]:
     """uint8 [rows, columns, 3], the frame as displayed, long side at most :data:`PICTURE_LONG_SIDE`."""
-    pixels = frame.pixels
-    eight_bit = pixels if frame.is_colour else (np.clip(pixels, 0, 1) * 255 + 0.5).astype(np.uint8)
-    picture = Image.fromarray(eight_bit)
+    pixels = frame.pixels if frame.is_colour else np.clip(frame.pixels, 0, 1) * np.float32(255) + np.float32(0.5)
+    picture = Image.fromarray(pixels.astype(np.uint8, copy=False))
     scale = PICTURE_LONG_SIDE / max(picture.size)
     if scale < 1:
         size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))

@@ -15,6 +15,9 @@ from typing import cast
 
 import pydicom
 from pydicom import Dataset, config
+from pydicom.errors import InvalidDicomError
+
+from gateway.errors import UnreadableError
 
 # A mistyped keyword otherwise only warns and writes nothing.
 config.INVALID_KEYWORD_BEHAVIOR = "RAISE"
@@ -67,8 +70,17 @@ class ReceivedInstance:
     received_at: datetime
 
     def read(self, *, pixels: bool = True) -> Dataset:
-        """The data set, with its file meta; ``pixels=False`` stops before (7FE0,0010) *Pixel Data*."""
-        return cast(Dataset, pydicom.dcmread(self.path, stop_before_pixels=not pixels))
+        """The data set, with its file meta; ``pixels=False`` stops before (7FE0,0010) *Pixel Data*.
+
+        Raises
+        ------
+        UnreadableError
+            The file is gone or no longer DICOM.
+        """
+        try:
+            return cast(Dataset, pydicom.dcmread(self.path, stop_before_pixels=not pixels))
+        except (OSError, InvalidDicomError, RecursionError) as error:
+            raise UnreadableError(f"image {self.instance_key} cannot be read: {type(error).__name__}") from error
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
