@@ -8,11 +8,11 @@ from enum import IntEnum
 
 import numpy as np
 import numpy.typing as npt
-from models.prediction import Prediction
 
 from drift.acquisition import AcquisitionFinding
 from gateway.acquisition import Value
 from models.card import Card, CodedConcept
+from models.prediction import Prediction
 
 
 class Priority(IntEnum):

@@ -18,8 +18,6 @@ from datetime import datetime
 
 import numpy as np
 import numpy.typing as npt
-from models.prediction import Prediction
-from models.session import ModelSession
 from PIL import Image
 from pydicom import Dataset
 
@@ -35,8 +33,10 @@ from gateway.study import DeidentifiedInstance, DeidentifiedStudy, ReceivedInsta
 from models.card import Card
 from models.errors import ModelError
 from models.pixels import displayed_frame_count, read_frame
+from models.prediction import Prediction
 from models.preprocess import Frame, ModelInput, prepare
 from models.quality import judge_quality
+from models.session import ModelSession
 from xai.errors import XaiError
 from xai.gradcam import gradcam
 from xai.overlay import to_source_grid
@@ -238,8 +238,11 @@ def _least_side(sessions: Iterable[ModelSession]) -> int:
 
 def display_picture(frame: Frame) -> npt.NDArray[np.uint8]:
     """uint8 [rows, columns, 3], the frame as displayed, long side at most :data:`PICTURE_LONG_SIDE`."""
-    pixels = frame.pixels if frame.is_colour else np.clip(frame.pixels, 0, 1) * np.float32(255) + np.float32(0.5)
-    picture = Image.fromarray(pixels.astype(np.uint8, copy=False))
+    if frame.is_colour:
+        picture = Image.fromarray(np.asarray(frame.pixels, dtype=np.uint8))
+    else:
+        levels = np.asarray(frame.pixels, dtype=np.float32)
+        picture = Image.fromarray((np.clip(levels, 0, 1) * 255 + 0.5).astype(np.uint8))
     scale = PICTURE_LONG_SIDE / max(picture.size)
     if scale < 1:
         size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
