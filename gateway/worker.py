@@ -20,7 +20,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from models.session import ModelSession
 from PIL import Image
 
 from gateway import __version__
@@ -46,6 +45,7 @@ from gateway.store.studies import ClaimedStudy, claim_studies, give_back, queue_
 from gateway.study import StudyState
 from models.card import load_bundle
 from models.errors import ModelError
+from models.session import ModelSession
 
 logger = logging.getLogger(__name__)
 
@@ -263,7 +263,6 @@ class Worker:
             self._broken.add(entry)
             return
         self._sessions[entry.model_name] = session
-        logger.info("runs %s version %d on %s", entry.model_name, entry.version, ", ".join(session.providers_in_use))
         self._reported_at = 0.0
 
     def _report(self) -> None:
