@@ -35,6 +35,8 @@ Scalar = str | float | int
 
 OLDEST_AGE_YEARS = 90.0
 """Ages from here on are given as this: they are rare enough to identify."""
+_WHOLE_YEARS_FROM = 2
+"""Ages from here on are told in whole years, below in whole months."""
 _HASH_DIGITS = 16
 _LONGEST_TEXT = 64
 _STRUCTS = {"US": "H", "SS": "h", "UL": "L", "SL": "l", "FL": "f", "FD": "d", "UV": "Q", "SV": "q"}
@@ -278,7 +280,9 @@ def _age_years(dataset: Dataset) -> Value:
     days = (_date(studied[0]) - _date(birth[0])).days
     if days < 0:
         raise Malformed
-    return min(days / 365.25, OLDEST_AGE_YEARS)
+    # As coarse as (0010,1010) is written: an age in days would give the birth date away.
+    years = days / 365.25
+    return min(float(int(years)), OLDEST_AGE_YEARS) if years >= _WHOLE_YEARS_FROM else int(years * 12) / 12
 
 
 def _date(value: Scalar) -> date:
