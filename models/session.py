@@ -76,12 +76,14 @@ def choose_providers(
 
     Raises
     ------
-    ValueError
+    InferenceError
         `requested` names a provider that this gateway does not know.
     """
     unknown = set(requested or ()) - set(_PREFERENCE)
     if unknown:
-        raise ValueError(f"unknown execution provider {', '.join(sorted(unknown))}; known are {', '.join(_PREFERENCE)}")
+        raise InferenceError(
+            f"unknown execution provider {', '.join(sorted(unknown))}; known are {', '.join(_PREFERENCE)}"
+        )
     wanted = list(dict.fromkeys(requested)) if requested else list(_PREFERENCE)
     for name in requested or ():
         if name not in available:
@@ -244,6 +246,7 @@ class ModelSession:
     def _load(self, candidates: list[Provider], threads: int, head: Head) -> onnxruntime.InferenceSession:
         """Make the session on the first provider that loads and survives a warm-up run."""
         card, failure = self.bundle.card, ""
+        warm_up = np.random.default_rng(0).standard_normal((1, *self._image_shape), dtype=np.float32)
         for start, (name, _) in enumerate(candidates):
             try:
                 session = onnxruntime.InferenceSession(
@@ -253,7 +256,7 @@ class ModelSession:
                     enable_fallback=0,
                 )
                 check_signature(session, card)
-                outputs = _run(session, np.zeros((1, *self._image_shape), dtype=np.float32))
+                outputs = _run(session, warm_up)
             except _ORT_FAILED as error:
                 failure = type(error).__name__
                 log.warning("model %s version %d does not load on %s (%s)", card.name, card.version, name, failure)
@@ -297,7 +300,7 @@ def activate(logits: Floats, activation: Literal["softmax", "sigmoid"]) -> Float
     wide = logits.astype(np.float64)
     if activation == "softmax":
         powers = np.exp(wide - wide.max(axis=1, keepdims=True))
-        return (powers / powers.sum(axis=1, keepdims=True)).astype(np.float32)
+        return np.asarray(powers / powers.sum(axis=1, keepdims=True), dtype=np.float32)
     powers = np.exp(-np.abs(wide))
     return np.asarray(np.where(wide >= 0, 1.0, powers) / (1.0 + powers), dtype=np.float32)
 
@@ -390,7 +393,7 @@ def check_outputs(outputs: Mapping[str, Floats], card: Card, head: Head) -> None
             f"{list(feature_map.shape)}; [1, {count}], [1, {width}], [1, {width}, h, w] are expected"
         )
     if not all(np.isfinite(values).all() for values in outputs.values()):
-        raise BundleError(f"{where}: an empty picture gives values that are not finite")
+        raise BundleError(f"{where}: noise gives values that are not finite")
     if not np.allclose(feature_map.mean(axis=(2, 3)), embedding, atol=_AVERAGE_TOLERANCE, rtol=_AVERAGE_TOLERANCE):
         raise BundleError(f"{where}: embedding is not the average of feature_map")
     if not np.allclose(embedding @ head.weight.T + head.bias, logits, atol=_HEAD_TOLERANCE, rtol=_HEAD_TOLERANCE):
