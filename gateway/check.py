@@ -10,6 +10,7 @@ from typing import Any
 import pydicom
 from pydicom.errors import InvalidDicomError
 
+from drift.mmd import ALIBI_PERMUTATIONS
 from gateway.errors import SettingsError
 from gateway.routing import choose_rule, explain, is_quality_control
 from gateway.settings import Settings, load_settings
@@ -20,6 +21,9 @@ LICENCE_WARNING = (
     "monitor.backend is alibi-detect. From 0.12 on its licence is the Business Source License, which bars most "
     'production use without a contract with Seldon; monitor.backend = "builtin" computes the same test without it'
 )
+
+
+LEAST_ALIBI_P = 1 / ALIBI_PERMUTATIONS
 
 
 def check(config: Path | None, files: Sequence[Path]) -> dict[str, Any]:
@@ -60,6 +64,10 @@ def _warnings(settings: Settings) -> list[str]:
     installed = importlib.util.find_spec("alibi_detect") is not None and importlib.util.find_spec("torch") is not None
     if settings.monitor.backend == "alibi" or (settings.monitor.backend == "auto" and installed):
         warnings.append(LICENCE_WARNING)
+        if settings.monitor.p_value < LEAST_ALIBI_P:
+            warnings.append(
+                f"monitor.p_value is under {LEAST_ALIBI_P}, the least that alibi-detect's permutations give"
+            )
     if settings.monitor.backend == "alibi" and not installed:
         warnings.append("monitor.backend is alibi, which is not installed: pip install 'dicom-ai-gateway[alibi]'")
     return warnings

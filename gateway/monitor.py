@@ -29,6 +29,7 @@ from drift.monitors import (
     Subject,
     WindowRule,
     judge_embeddings,
+    not_judged,
     summary_shift,
 )
 from drift.reference import Reference, load_reference, whiten_reference
@@ -251,8 +252,6 @@ class Watch:
 
     def _test(self, scope: Scope) -> None:
         judge = self._judge(scope.subject)
-        if judge is None:
-            return
         for kind in DriftKind:
             if not self._rule.is_due(seen=scope.seen, seen_at_last_test=scope.tested_at.get(kind)):
                 continue
@@ -262,12 +261,24 @@ class Watch:
                 logger.error(
                     "%s of %s on %s: not judged: %s", kind, scope.subject.model_name, scope.subject.scope, error
                 )
-                scope.tested_at[kind] = scope.seen
-                continue
+                result = self._not_judged(kind, scope, str(error))
             self._keep(result, scope)
             scope.tested_at[kind] = scope.seen
 
-    def _result(self, kind: DriftKind, scope: Scope, judge: Judge) -> DriftResult:
+    def _not_judged(self, kind: DriftKind, scope: Scope, reason: str) -> DriftResult:
+        return not_judged(
+            scope.subject,
+            kind=kind,
+            n=len(scope.window),
+            rule=self._rule,
+            reason=reason,
+            now=datetime.now(UTC),
+            backend=self._backend,
+        )
+
+    def _result(self, kind: DriftKind, scope: Scope, judge: Judge | None) -> DriftResult:
+        if judge is None:
+            return self._not_judged(kind, scope, "no usable reference of this model version")
         rows = list(scope.window.values())
         now = datetime.now(UTC)
         if kind is DriftKind.EMBEDDING:
@@ -339,6 +350,7 @@ class Watch:
             "count": alarm.count,
             "p_value": alarm.p_value,
             "effect": alarm.effect,
+            "largest_effect": alarm.largest_effect,
             "last_seen_at": alarm.last_seen,
         }
         if row is not None:
@@ -371,7 +383,7 @@ def _alarm_of(row: Mapping[str, Any]) -> Alarm:
         last_seen=row["last_seen_at"],
         p_value=row["p_value"],
         effect=row["effect"],
-        largest_effect=row["effect"],
+        largest_effect=row["largest_effect"],
         reason=row["message"],
         changed_at=row["handled_at"] or row["first_seen_at"],
         changed_by=row["handled_by"],

@@ -229,6 +229,7 @@ alarm = Table(
     Column("count", Integer, nullable=False),
     Column("p_value", Float),
     Column("effect", Float),
+    Column("largest_effect", Float),
     Column("first_seen_at", Utc, nullable=False),
     Column("last_seen_at", Utc, nullable=False),
     Column("handled_by", String(128), nullable=False, default=""),

@@ -25,6 +25,7 @@ def upgrade() -> None:
         sa.Column("count", sa.Integer(), nullable=False),
         sa.Column("p_value", sa.Float(), nullable=True),
         sa.Column("effect", sa.Float(), nullable=True),
+        sa.Column("largest_effect", sa.Float(), nullable=True),
         sa.Column("first_seen_at", sa.DateTime(timezone=True), nullable=False),
         sa.Column("last_seen_at", sa.DateTime(timezone=True), nullable=False),
         sa.Column("handled_by", sa.String(length=128), nullable=False),
