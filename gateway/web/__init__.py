@@ -1,0 +1,1 @@
+"""Pages and API: the worklist, the viewer, drift, health and metrics."""

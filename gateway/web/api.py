@@ -1,0 +1,193 @@
+"""The JSON API, health and metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Query, Request
+from fastapi.responses import JSONResponse, Response, StreamingResponse
+from pydantic import AwareDatetime, BaseModel, Field
+from sqlalchemy import select
+
+from drift.alarms import Alarm, AlarmState, change_state
+from drift.monitors import DriftKind
+from gateway.errors import StoreError
+from gateway.settings import Settings
+from gateway.store import Store
+from gateway.store import deliveries as delivery_store
+from gateway.store.monitoring import alarms, change_alarm, latest_drift
+from gateway.store.schema import alarm, model_alias, quarantine
+from gateway.store.studies import complete_now
+from gateway.studies_view import PRIORITIES, UNGRADABLE, alarm_view, count_studies, list_studies, study_detail
+from gateway.study import StudyState
+from gateway.web.health import judge_health
+from gateway.web.metrics import CONTENT_TYPE, metrics_text
+
+StateName = Literal["receiving", "queued", "processing", "judged", "not matched", "failed", "ungradable"]
+PriorityName = Literal["HIGH", "MEDIUM", "LOW"]
+assert {*StateName.__args__} == {*StudyState, UNGRADABLE} and {*PriorityName.__args__} == {*PRIORITIES}  # type: ignore[attr-defined]
+
+
+class Step(BaseModel):
+    """A person's step on an alarm."""
+
+    by: str = Field(min_length=1, max_length=128)
+    cause: str = Field(default="", max_length=2000)
+
+
+def api_router(settings: Settings, store: Store) -> APIRouter:
+    """Every route that answers with data."""
+    router = APIRouter()
+    _add_state_routes(router, settings, store)
+    _add_study_routes(router, store)
+    _add_monitoring_routes(router, store)
+    return router
+
+
+def _add_state_routes(router: APIRouter, settings: Settings, store: Store) -> None:
+    @router.get("/health", tags=["state"], summary="Whether every process runs and the store answers")
+    def health() -> JSONResponse:
+        found = judge_health(settings, store)
+        return JSONResponse(found, 200 if found["status"] == "ok" else 503)
+
+    @router.get("/metrics", tags=["state"], summary="For Prometheus")
+    def metrics() -> Response:
+        return Response(metrics_text(store), media_type=CONTENT_TYPE)
+
+    @router.get("/api/models", tags=["state"], summary="What each alias of the model registry points at")
+    def models() -> list[dict[str, Any]]:
+        columns = ("model_name", "alias", "version", "model_sha256", "updated_at")
+        statement = select(*(model_alias.c[name] for name in columns))
+        with store.read() as connection:
+            rows = connection.execute(statement.order_by(model_alias.c.model_name, model_alias.c.alias)).mappings()
+            return [dict(row) for row in rows]
+
+    @router.get("/api/events", tags=["state"], summary="Server-sent events: the worklist has changed")
+    async def events(request: Request) -> StreamingResponse:
+        return StreamingResponse(
+            request.app.state.hub.stream(), media_type="text/event-stream", headers={"X-Accel-Buffering": "no"}
+        )
+
+
+def _add_study_routes(router: APIRouter, store: Store) -> None:
+    @router.get("/api/studies", tags=["studies"], summary="Studies, most urgent first")
+    def studies(
+        state: StateName | None = None,
+        priority: PriorityName | None = None,
+        q: Annotated[str, Query(max_length=200)] = "",
+        since: AwareDatetime | None = None,
+        order: Literal["urgency", "newest"] = "urgency",
+        limit: Annotated[int, Query(ge=1, le=1000)] = 100,
+        offset: Annotated[int, Query(ge=0, le=2**31)] = 0,
+    ) -> dict[str, Any]:
+        total = count_studies(store, state=state, priority=priority, query=q, since=since)
+        found = list_studies(
+            store, state=state, priority=priority, query=q, since=since, limit=limit, offset=offset, order=order
+        )
+        return {"studies": found, "total": total}
+
+    @router.get("/api/studies/{study_key}", tags=["studies"], summary="One study")
+    def study(study_key: str) -> dict[str, Any]:
+        return study_detail(store, study_key)
+
+    @router.post("/api/studies/{study_key}/complete", tags=["studies"], summary="Judge a study now, or again")
+    def complete(study_key: str) -> dict[str, Any]:
+        study_detail(store, study_key)
+        complete_now(store, study_key, datetime.now(UTC))
+        return study_detail(store, study_key)
+
+    @router.post("/api/deliveries/{delivery_id}/resend", tags=["studies"], summary="Send a result again")
+    def resend(delivery_id: int) -> dict[str, Any]:
+        if not 0 < delivery_id < 2**31:
+            raise StoreError(f"no delivery {delivery_id}")
+        delivery_store.resend(store, delivery_id, datetime.now(UTC))
+        return {"delivery_id": delivery_id, "state": "pending"}
+
+
+def _add_monitoring_routes(router: APIRouter, store: Store) -> None:
+    @router.get("/api/alarms", tags=["monitoring"], summary="Alarms, newest first")
+    def list_alarms(closed: bool = True) -> list[dict[str, Any]]:
+        return [alarm_view(row) for row in alarms(store, closed=closed)]
+
+    @router.post("/api/alarms/{alarm_key}/acknowledge", tags=["monitoring"], summary="Take an alarm on")
+    def acknowledge(alarm_key: str, step: Step) -> dict[str, Any]:
+        return take_step(store, alarm_key, AlarmState.ACKNOWLEDGED, step)
+
+    @router.post("/api/alarms/{alarm_key}/close", tags=["monitoring"], summary="Close an alarm, with its cause")
+    def close(alarm_key: str, step: Step) -> dict[str, Any]:
+        return take_step(store, alarm_key, AlarmState.CLOSED, step)
+
+    @router.get("/api/drift", tags=["monitoring"], summary="The newest drift test of every model, scope and kind")
+    def drift() -> list[dict[str, Any]]:
+        return [alarm_view(row) for row in latest_drift(store)]
+
+    @router.get("/api/quarantine", tags=["monitoring"], summary="Objects that were not accepted, newest first")
+    def quarantined(
+        limit: Annotated[int, Query(ge=1, le=1000)] = 100, offset: Annotated[int, Query(ge=0, le=2**31)] = 0
+    ) -> list[dict[str, Any]]:
+        return list_quarantine(store, limit=limit, offset=offset)
+
+
+def list_quarantine(store: Store, *, limit: int, offset: int) -> list[dict[str, Any]]:
+    """Objects that were not accepted, newest first."""
+    columns = [quarantine.c[name] for name in ("quarantine_key", "reason", "size_bytes", "calling_ae_title")]
+    statement = select(*columns, quarantine.c.peer_address, quarantine.c.received_at)
+    statement = statement.order_by(quarantine.c.received_at.desc()).limit(limit).offset(offset)
+    with store.read() as connection:
+        return [alarm_view(dict(row)) for row in connection.execute(statement).mappings()]
+
+
+def take_step(store: Store, alarm_key: str, to: AlarmState, step: Step) -> dict[str, Any]:
+    """A person's step on an alarm.
+
+    Raises
+    ------
+    StoreError
+        There is no alarm of that key.
+    AlarmError
+        It is not in a state that allows the step, or closes without a cause.
+    """
+    row = _alarm_row(store, alarm_key)
+    changed = change_state(_alarm_of(row), to, by=step.by, at=datetime.now(UTC), cause=step.cause)
+    change_alarm(
+        store,
+        alarm_key,
+        {
+            "state": changed.state,
+            "handled_by": changed.changed_by,
+            "handling": changed.cause,
+            "handled_at": changed.changed_at,
+        },
+    )
+    return alarm_view(_alarm_row(store, alarm_key))
+
+
+def _alarm_row(store: Store, alarm_key: str) -> Mapping[str, Any]:
+    with store.read() as connection:
+        row = connection.execute(select(alarm).where(alarm.c.alarm_key == alarm_key)).mappings().one_or_none()
+    if row is None:
+        raise StoreError(f"no alarm {alarm_key}")
+    return dict(row)
+
+
+def _alarm_of(row: Mapping[str, Any]) -> Alarm:
+    effect = float("nan") if row["effect"] is None else row["effect"]
+    return Alarm(
+        kind=DriftKind(row["kind"]),
+        model_name=row["model_name"],
+        model_version=row["model_version"],
+        scope=row["scope"],
+        state=AlarmState(row["state"]),
+        count=row["count"],
+        first_seen=row["first_seen_at"],
+        last_seen=row["last_seen_at"],
+        p_value=float("nan") if row["p_value"] is None else row["p_value"],
+        effect=effect,
+        largest_effect=effect,
+        reason=row["message"],
+        changed_at=row["handled_at"] or row["first_seen_at"],
+        changed_by=row["handled_by"],
+        cause=row["handling"],
+    )

@@ -1,0 +1,147 @@
+"""What Prometheus reads: counted in the store at each scrape, so that every process and every restart is in it.
+
+No label names a patient, a study or a peer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from typing import Any
+
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.registry import Collector
+from sqlalchemy import JSON, Connection, Text, case, cast, column, func, select
+
+from gateway.store import Store
+from gateway.store.monitoring import latest_drift, processes
+from gateway.store.schema import alarm, delivery, instance, prediction, quarantine, study
+from gateway.study import StudyState
+from gateway.web.health import is_up
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+_MODEL = ("model", "version")
+_SCOPE = (*_MODEL, "scope", "kind")
+Family = CounterMetricFamily | GaugeMetricFamily
+
+
+def metrics_text(store: Store) -> bytes:
+    """The whole answer to a scrape.
+
+    Raises
+    ------
+    StoreError
+        The store cannot be read.
+    """
+    registry = CollectorRegistry(auto_describe=False)
+    families = [*_store_families(store), *_drift_families(store), _process_family(store)]
+    registry.register(_Ready(families))
+    return generate_latest(registry)
+
+
+class _Ready(Collector):
+    def __init__(self, families: list[Family]) -> None:
+        self._families = families
+
+    def collect(self) -> Iterator[Family]:
+        yield from self._families
+
+
+def _store_families(store: Store) -> list[Family]:
+    with store.read() as connection:
+        return [
+            *_study_families(connection),
+            *_prediction_families(connection, store.engine.dialect.name),
+            _delivery_family(connection),
+            _alarm_family(connection),
+        ]
+
+
+def _study_families(connection: Connection) -> Iterator[Family]:
+    counts: dict[str, int] = dict.fromkeys(StudyState, 0)
+    for state, count in connection.execute(select(study.c.state, func.count()).group_by(study.c.state)):
+        counts[state] = count
+    studies = GaugeMetricFamily("gateway_studies", "Studies by state.", labels=["state"])
+    for state, count in counts.items():
+        studies.add_metric([str(state)], count)
+    yield studies
+    received = connection.execute(select(func.count()).select_from(instance)).scalar_one()
+    yield CounterMetricFamily("gateway_instances_received", "Instances stored and acknowledged.", value=received)
+    refused = connection.execute(select(func.count()).select_from(quarantine)).scalar_one()
+    yield CounterMetricFamily("gateway_instances_refused", "Objects put in quarantine.", value=refused)
+    oldest: datetime | None = connection.execute(
+        select(func.min(study.c.queued_at)).where(study.c.state == StudyState.QUEUED)
+    ).scalar_one()
+    age_s = 0.0 if oldest is None else max(0.0, (datetime.now(UTC) - oldest).total_seconds())
+    yield GaugeMetricFamily(
+        "gateway_oldest_queued_study_age_seconds", "Age of the longest waiting queued study; 0 where none.", value=age_s
+    )
+
+
+def _prediction_families(connection: Connection, dialect: str) -> Iterator[Family]:
+    model = (prediction.c.model_name, prediction.c.model_version)
+    poor = case((cast(prediction.c.ungradable_reasons, Text) != "[]", 1), else_=0)
+    made = CounterMetricFamily("gateway_predictions", "Predictions by model version.", labels=_MODEL)
+    ungradable = CounterMetricFamily("gateway_ungradable", "Predictions on ungradable pictures.", labels=_MODEL)
+    for name, version, count, too_poor in connection.execute(
+        select(*model, func.count(), func.sum(poor)).group_by(*model)
+    ):
+        made.add_metric([name, str(version)], count)
+        ungradable.add_metric([name, str(version)], too_poor)
+    yield made
+    yield ungradable
+    unnest = func.json_each if dialect == "sqlite" else func.json_array_elements
+    each = unnest(prediction.c.findings).table_valued(column("value", JSON))
+    named = each.c.value["name"].as_string()
+    present = CounterMetricFamily("gateway_findings_present", "Findings present.", labels=(*_MODEL, "finding"))
+    for name, version, finding, count in connection.execute(
+        select(*model, named, func.count())
+        .select_from(prediction.join(each, each.c.value["present"].as_boolean()))
+        .where(cast(prediction.c.ungradable_reasons, Text) == "[]")
+        .group_by(*model, named)
+    ):
+        present.add_metric([name, str(version), finding], count)
+    yield present
+
+
+def _delivery_family(connection: Connection) -> Family:
+    family = GaugeMetricFamily("gateway_deliveries", "Results by state.", labels=["destination", "state"])
+    key = (delivery.c.destination, delivery.c.state)
+    for destination, state, count in connection.execute(select(*key, func.count()).group_by(*key)):
+        family.add_metric([destination, state], count)
+    return family
+
+
+def _alarm_family(connection: Connection) -> Family:
+    family = GaugeMetricFamily("gateway_alarms_open", "Alarms that are not closed.", labels=[*_SCOPE, "state"])
+    key = (alarm.c.model_name, alarm.c.model_version, alarm.c.scope, alarm.c.kind, alarm.c.state)
+    rows = connection.execute(select(*key, func.count()).where(alarm.c.state != "closed").group_by(*key))
+    for name, version, scope, kind, state, count in rows:
+        family.add_metric([name, str(version), scope, kind, state], count)
+    return family
+
+
+def _drift_families(store: Store) -> list[Family]:
+    """p-value, effect and number of studies of the newest tests; what could not be judged has neither p nor effect."""
+    p_value = GaugeMetricFamily("gateway_drift_p_value", "p-value of the newest drift test.", labels=_SCOPE)
+    effect = GaugeMetricFamily("gateway_drift_effect", "Effect size of the newest drift test.", labels=_SCOPE)
+    studies = GaugeMetricFamily("gateway_drift_studies", "Studies in the newest drift test.", labels=_SCOPE)
+    detected = GaugeMetricFamily("gateway_drift_detected", "1 where the newest drift test found drift.", labels=_SCOPE)
+    for row in latest_drift(store):
+        labels = [row["model_name"], str(row["model_version"]), row["scope"], row["kind"]]
+        studies.add_metric(labels, row["n"])
+        detected.add_metric(labels, float(row["state"] == "drift"))
+        for family, name in ((p_value, "p_value"), (effect, "effect")):
+            value: Any = row[name]
+            if value is not None:
+                family.add_metric(labels, value)
+    return [p_value, effect, studies, detected]
+
+
+def _process_family(store: Store) -> Family:
+    family = GaugeMetricFamily("gateway_process_up", "1 where a process has reported lately.", labels=["process"])
+    now = datetime.now(UTC)
+    for row in processes(store):
+        family.add_metric([row["name"]], float(is_up(row["name"], row["seen_at"], now)))
+    return family

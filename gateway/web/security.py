@@ -1,0 +1,102 @@
+"""Who may ask, and what the browser may do with the answer.
+
+There is no log-in yet, so what protects the pages is where they listen. A browser on the same machine must not become a
+way around that: a page from elsewhere may neither change anything (cross-site requests) nor read anything by giving its
+own name this machine's address (DNS rebinding).
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import socket
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
+STATIC = "/static/"
+
+HEADERS = {
+    "Content-Security-Policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
+        "font-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+    ),
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "same-origin",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+}
+
+
+def is_known_host(host_header: str, configured: str) -> bool:
+    """Whether a request that names `host_header` may be meant for a gateway that listens on `configured`.
+
+    Loopback and the configured host always; the machine's own name and any address written in digits where the gateway
+    listens on all addresses. A name given to this machine by somebody else is in none of these.
+    """
+    name = (urlsplit(f"//{host_header}").hostname or "").rstrip(".").lower()
+    if name in {"localhost", "127.0.0.1", "::1", configured.lower()}:
+        return bool(name)
+    if configured not in {"0.0.0.0", "::", ""}:
+        return False
+    return name in {socket.gethostname().lower(), socket.getfqdn().lower()} or _is_address(name)
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
+
+
+def is_same_origin(headers: Headers) -> bool:
+    """Whether a request comes from this gateway's own page, or from no browser at all.
+
+    References
+    ----------
+    https://www.w3.org/TR/fetch-metadata/
+    """
+    if headers.get("sec-fetch-site", "same-origin") not in {"same-origin", "none"}:
+        return False
+    origin = headers.get("origin")
+    return origin is None or urlsplit(origin).netloc.lower() == headers.get("host", "").lower()
+
+
+class Guard:
+    """ASGI middleware: refuses strange hosts and cross-site changes; adds the headers to every answer."""
+
+    def __init__(self, app: ASGIApp, *, host: str) -> None:
+        self._app = app
+        self._host = host
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+
+        async def send_guarded(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                for name, value in HEADERS.items():
+                    headers.setdefault(name, value)
+                headers.setdefault("Cache-Control", "no-cache" if scope["path"].startswith(STATIC) else "no-store")
+            await send(message)
+
+        headers = Headers(scope=scope)
+        if not is_known_host(headers.get("host", ""), self._host):
+            await _refuse(send_guarded, 421, "this gateway is not known by that name; use its address")
+        elif scope["method"] not in SAFE_METHODS and not is_same_origin(headers):
+            await _refuse(send_guarded, 403, "changes are taken from this gateway's own pages only")
+        else:
+            await self._app(scope, receive, send_guarded)
+
+
+async def _refuse(send: Send, status: int, reason: str) -> None:
+    body = json.dumps({"error": reason}).encode()
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})

@@ -1,0 +1,92 @@
+"""The web process: pages and API on the socket that the supervisor bound."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+import threading
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+import uvicorn
+from anyio import to_thread
+from fastapi import FastAPI
+
+from gateway import __version__
+from gateway.errors import StoreError
+from gateway.settings import Settings
+from gateway.store import Store, open_store
+from gateway.store.monitoring import report_process
+from gateway.web.api import api_router
+from gateway.web.errors import add_error_handlers
+from gateway.web.events import Hub
+from gateway.web.security import Guard
+
+logger = logging.getLogger(__name__)
+
+REPORT_S = 5.0
+THREADS = 12
+"""Requests answered side by side; the store's pool holds 15 connections."""
+STOP_PATIENCE_S = 5.0
+
+
+def run(settings: Settings, data_dir: Path, stop: threading.Event, *, listener: socket.socket) -> None:
+    """The web process, until `stop` is set."""
+    store = open_store(settings.store.url, data_dir=data_dir)
+    app = create_app(settings, data_dir, store)
+    server = uvicorn.Server(
+        uvicorn.Config(
+            app,
+            log_config=None,
+            access_log=False,  # an address may carry a search for a patient
+            server_header=False,
+            timeout_graceful_shutdown=2,
+            timeout_keep_alive=30,
+        )
+    )
+    # Not the main thread: uvicorn would take over the signals, which are the supervisor's business.
+    serving = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, name="http", daemon=True)
+    serving.start()
+    try:
+        while not stop.is_set() and serving.is_alive():
+            try:
+                report_process(store, name="web", pid=os.getpid(), now=datetime.now(UTC), detail={})
+            except StoreError as error:
+                logger.error("%s", error)
+            stop.wait(REPORT_S)
+    finally:
+        app.state.stopping.set()  # streams end by themselves
+        server.should_exit = True
+        serving.join(STOP_PATIENCE_S)
+        store.close()
+
+
+def create_app(settings: Settings, data_dir: Path, store: Store) -> FastAPI:
+    """The application, for any ASGI server."""
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        to_thread.current_default_thread_limiter().total_tokens = THREADS
+        hub = app.state.hub = Hub(store, app.state.stopping)
+        watching = asyncio.create_task(hub.watch())
+        yield
+        watching.cancel()
+
+    app = FastAPI(
+        title="DICOM AI gateway",
+        version=__version__,
+        description="Studies, predictions, deliveries and monitors of one gateway. "
+        "Results are for triage, not for diagnosis.",
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+    )
+    app.state.stopping = threading.Event()
+    app.add_middleware(Guard, host=settings.web.host)
+    add_error_handlers(app)
+    app.include_router(api_router(settings, store))
+    return app
