@@ -16,6 +16,7 @@ from __future__ import annotations
 import io
 import zlib
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -39,6 +40,7 @@ JPEG_2000 = frozenset(f"1.2.840.10008.1.2.4.{number}" for number in (90, 91, 201
 ENCAPSULATED = JPEG | JPEG_LS | JPEG_2000 | {RLE, DEFLATED_FRAME, ENCAPSULATED_NATIVE}
 
 _EIGHT = 8
+_RLE_HEADER_BYTES = 64
 _FAILED = (ValueError, TypeError, RuntimeError, OSError, SyntaxError, MemoryError, EOFError, OverflowError, KeyError)
 """What the decoders raise on a broken codestream (Pillow's plug-ins do raise SyntaxError)."""
 
@@ -255,10 +257,11 @@ def _gdcm(layout: Layout, frame: bytes, header: JpegHeader) -> Codes:
     image.SetPixelFormat(
         gdcm.PixelFormat(layout.samples_per_pixel, allocated, header.precision, header.precision - 1, 0)
     )
-    try:
-        content = image.GetBuffer().encode("utf-8", "surrogateescape")
-    except (*_FAILED, UnicodeError) as error:
-        raise _broken("JPEG", error) from error
+    content = image.GetBuffer()
+    if content is None:
+        raise PixelError("the JPEG codestream cannot be decoded")
+    # GDCM gives its bytes as a str
+    content = content.encode("utf-8", "surrogateescape")
     return _shaped("JPEG", layout, content, "u1" if allocated == _EIGHT else "<u2")
 
 
@@ -281,6 +284,9 @@ def _jpeg_ls(layout: Layout, frame: bytes) -> Decoded:
 
     header = read_jpeg_header(frame)
     _same_grid(layout, "JPEG-LS", header.rows, header.columns, len(header.component_ids))
+    if not frame.rstrip(b"\0").endswith(b"\xff\xd9"):
+        # CharLS spends ten seconds on a stream that just stops, however small the picture
+        raise PixelError("the JPEG-LS codestream is cut off: it does not end with the EOI marker FFD9")
     try:
         content, found = jpeg_ls.decode_pixel_data(frame)
     except _FAILED as error:
@@ -330,20 +336,36 @@ def _pillow_jpeg_2000(frame: bytes, reduction: int) -> Codes:
 
 
 def _rle(layout: Layout, frame: bytes) -> Decoded:
-    """RLE: one segment a byte of each sample, most significant first (PS3.5 Annex G)."""
-    from rle.utils import decode_frame
+    """RLE: one segment a byte of each sample, most significant first (PS3.5 Annex G).
 
-    expected = layout.samples_per_pixel * layout.bits_allocated // _EIGHT
+    Decoded segment by segment: the package's whole-frame decoder ends in a Rust panic, which is no ``Exception``, where
+    a segment holds more than it should.
+    """
+    from rle.rle import decode_segment
+
+    width = layout.bits_allocated // _EIGHT
+    expected = layout.samples_per_pixel * width
     found = int.from_bytes(frame[:4], "little")
-    if found != expected:
+    if found != expected or len(frame) < _RLE_HEADER_BYTES:
         raise PixelError(f"the RLE frame has {found} segment(s), {expected} are expected")
-    try:
-        content = decode_frame(frame, layout.rows * layout.columns, layout.bits_allocated, "<")
-    except _FAILED as error:
-        raise _broken("RLE", error) from error
-    dtype = "u1" if layout.bits_allocated == _EIGHT else "<u2"
-    codes = _shaped("RLE", layout, content, dtype, by_plane=layout.samples_per_pixel > 1)
-    return Decoded(codes=codes, precision=layout.bits_stored, is_ycbcr=_says_ycbcr(layout))
+    offsets = [int(offset) for offset in np.frombuffer(frame, dtype="<u4", count=found, offset=4)]
+    if offsets[0] < _RLE_HEADER_BYTES or sorted(set(offsets)) != offsets or offsets[-1] >= len(frame):
+        raise PixelError("the RLE frame has segment offsets that are out of order or outside it")
+    count = layout.rows * layout.columns
+    planes = np.empty((expected, count), dtype=np.uint8)
+    for index, (start, stop) in enumerate(pairwise([*offsets, len(frame)])):
+        try:
+            content = decode_segment(frame[start:stop])
+        except _FAILED as error:
+            raise _broken("RLE", error) from error
+        if len(content) < count:
+            raise PixelError(f"RLE segment {index} gives {len(content)} bytes, {count} are expected")
+        planes[index] = np.frombuffer(content, dtype=np.uint8, count=count)
+    samples = planes.reshape(layout.samples_per_pixel, width, count)
+    codes = samples[:, 0] if width == 1 else samples[:, 0].astype(np.uint16) << _EIGHT | samples[:, 1]
+    codes = codes.reshape(layout.samples_per_pixel, layout.rows, layout.columns)
+    picture = codes[0] if layout.samples_per_pixel == 1 else codes.transpose(1, 2, 0)
+    return Decoded(codes=picture, precision=layout.bits_stored, is_ycbcr=_says_ycbcr(layout))
 
 
 def _inflated(frame: bytes, limit: int) -> bytes:
