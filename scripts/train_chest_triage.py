@@ -38,7 +38,7 @@ VIEWS = 3
 """The image itself and two altered copies."""
 STRENGTH = 1e-3
 ALTERATION = Alteration(rotation_degrees=10, zoom_fraction=0.1, shift_fraction=0.05, flips=False)
-SCHEDULE = Schedule(first_block=14, epochs=4, batch=32, rate=2e-4)
+SCHEDULE = Schedule(first_block=14, epochs=4, batch=32, rate=2e-4, tuned_share=0.5)
 BLOCK_INPUT = block_input(SCHEDULE.first_block)
 LEAST_SENSITIVITY = 0.95
 TEST = "Kermany, test folder, 312 images"

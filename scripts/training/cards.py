@@ -179,7 +179,15 @@ def chest_triage(
 ) -> dict[str, Any]:
     """Fields of the card of ``chest-triage``; `counts` are the images fitted on, held out and left out."""
     fitted, held_out, left_out = counts
-    how = _LINEAR if version == 1 else _TUNED.format("two blocks")
+    how = (
+        _LINEAR if version == 1 else _TUNED.format("two blocks") + " Weights halfway between version 1's and the tuned."
+    )
+    tested = (
+        "the test folder (312 images) was used for nothing but the figures"
+        if version == 1
+        else "the test folder (312 images) was looked at twice: the tuned weights alone reached an AUC of 0.941 there, "
+        "which led to averaging them with version 1's"
+    )
     return {
         "name": "chest-triage",
         "version": version,
@@ -227,7 +235,7 @@ def chest_triage(
                 "manufacturer": (),
                 "manufacturer_model_name": (),
                 "photometric_interpretation": ("MONOCHROME1", "MONOCHROME2"),
-                "view_position": ("AP", "PA"),
+                "view_position": ("AP",),
                 "presentation_intent_type": ("FOR PRESENTATION",),
             },
             "ranges": {
@@ -256,7 +264,7 @@ def chest_triage(
                 "count": fitted,
                 "split": f"fitted on {fitted} images; {held_out} images of other persons held out for the operating "
                 f"point and the reference set; {left_out} left out because their person number occurs in the test "
-                "folder; the test folder (312 images) was used for nothing but the figures",
+                f"folder; {tested}",
                 "sha256": sha256,
                 "remarks": "The hash is over the train folder. Published as anterior-posterior views.",
             },
