@@ -165,16 +165,17 @@ def _send(options: argparse.Namespace) -> int:
             called_ae_title=options.called,
             calling_ae_title=options.calling,
             associations=options.associations,
-            progress=bar.update,
+            progress=lambda _: bar.update(),
         )
-    failed = [outcome for outcome in report if not outcome.accepted]
     if options.json:
-        print(json.dumps([{"path": str(each.path), "status": each.status, "reason": each.reason} for each in report]))
+        rows = [{"path": str(each.path), "status": each.status, "error": each.error} for each in report.files]
+        print(json.dumps({"files": rows, "accepted": report.accepted, "duration_s": report.duration_s}))
     else:
-        for outcome in failed:
-            print(f"{outcome.path}: {outcome.reason}")
-        print(f"{len(report) - len(failed)} of {len(report)} accepted")
-    return 1 if failed or not report else 0
+        for sent in report.files:
+            if not sent.accepted:
+                print(f"{sent.path}: {sent.error}")
+        print(f"{report.accepted} of {len(report.files)} accepted in {report.duration_s:.1f} s")
+    return 0 if report.files and report.accepted == len(report.files) else 1
 
 
 def _models(options: argparse.Namespace) -> int:

@@ -134,26 +134,33 @@ def _gateway(
 
 
 def _send(where: dict[str, Any], folder: Path, started: float) -> tuple[SampleStudy, ...]:
-    """Write the sample studies as files and send them; counts as a failure when one is not accepted."""
-    studies = sample_studies(datetime.now().astimezone())
-    files = []
-    for number, study in enumerate(studies):
-        for place, dataset in enumerate(study.datasets):
-            files.append(folder / f"{number}-{place}.dcm")
-            dataset.save_as(files[-1], enforce_file_format=True)
-    report = send_files(
-        files,
-        host=where["dicom_host"],
-        port=where["dicom_port"],
-        called_ae_title=where["ae_title"],
-        calling_ae_title="DEMO-MODALITY",
-        associations=2,
-    )
-    refused = [outcome for outcome in report if not outcome.accepted]
-    if refused:
-        raise GatewayError(f"{len(refused)} sample images were not accepted: {refused[0].reason}")
-    print(f"sent {len(files)} images of {len(studies)} studies after {time.monotonic() - started:.1f} s")
-    return studies
+    """Write each sample study as files and send them, as soon as it is drawn.
+
+    Raises
+    ------
+    GatewayError
+        An image was not accepted.
+    """
+    studies = []
+    sent = 0
+    for study in sample_studies(datetime.now().astimezone()):
+        files = [folder / f"{len(studies)}-{place}.dcm" for place in range(len(study.datasets))]
+        for dataset, path in zip(study.datasets, files, strict=True):
+            dataset.save_as(path, enforce_file_format=True)
+        report = send_files(
+            files,
+            host=where["dicom_host"],
+            port=where["dicom_port"],
+            called_ae_title=where["ae_title"],
+            calling_ae_title="DEMO-MODALITY",
+        )
+        refused = [each for each in report.files if not each.accepted]
+        if refused:
+            raise GatewayError(f"{len(refused)} sample images were not accepted: {refused[0].error}")
+        studies.append(study)
+        sent += len(files)
+    print(f"sent {sent} images of {len(studies)} studies in {time.monotonic() - started:.1f} s")
+    return tuple(studies)
 
 
 def _wait_and_print(

@@ -46,12 +46,12 @@ class SampleStudy:
         return str(self.datasets[0].StudyInstanceUID)
 
 
-def sample_studies(now: datetime) -> tuple[SampleStudy, ...]:
-    """The sample set, under new UIDs, so that each demo is a new set of studies."""
-    return tuple(_samples(now))
-
-
-def _samples(now: datetime) -> Iterator[SampleStudy]:
+def sample_studies(now: datetime) -> Iterator[SampleStudy]:
+    """The sample set, one study as soon as it is made, under new UIDs: each demo is a new set of studies."""
+    chest = _chest_radiograph()
+    if chest is not None:
+        yield SampleStudy(title="a real chest radiograph (pydicom-data)", datasets=(chest,))
+    yield SampleStudy(title="a phantom, which no model may see", datasets=(_phantom(_study(8, now, "QA")),))
     plans = (
         ("drawn fundus photographs, both eyes, no lesions", 0, 0.0, ("R", "L")),
         ("drawn fundus photographs, both eyes, many lesions", 60, 0.0, ("R", "L")),
@@ -71,10 +71,6 @@ def _samples(now: datetime) -> Iterator[SampleStudy]:
                 for place, eye in enumerate(eyes)
             ),
         )
-    yield SampleStudy(title="a phantom, which no model may see", datasets=(_phantom(_study(8, now, "QA")),))
-    chest = _chest_radiograph()
-    if chest is not None:
-        yield SampleStudy(title="a real chest radiograph (pydicom-data)", datasets=(chest,))
 
 
 def draw_fundus(*, seed: int, lesions: int, blur_pixels: float, eye: str) -> npt.NDArray[np.uint8]:
