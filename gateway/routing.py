@@ -14,12 +14,21 @@ from functools import lru_cache
 
 from pydicom import Dataset
 from pydicom.datadict import dictionary_VR, tag_for_keyword
+from pydicom.errors import BytesLengthException
 from pydicom.multival import MultiValue
 
 from gateway.settings import Rule
 
 # What a foreign value may raise while pydicom converts it: the attribute is then as good as absent.
-_CONVERSION_ERRORS = (ArithmeticError, AttributeError, LookupError, NotImplementedError, TypeError, ValueError)
+_CONVERSION_ERRORS = (
+    ArithmeticError,
+    AttributeError,
+    BytesLengthException,
+    LookupError,
+    NotImplementedError,
+    TypeError,
+    ValueError,
+)
 
 _SHOWN_VRS = frozenset({"CS", "US", "SS", "UL", "SL", "FL", "FD"})
 _SHOWN_KEYWORDS = frozenset(

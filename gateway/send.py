@@ -112,10 +112,9 @@ def _why_not(association: Association, address: Address) -> str:
     if association.is_rejected:
         primitive = association.acceptor.primitive
         return f"{where} rejected the association: {primitive.result_str}, {primitive.reason_str}"
-    if association.acceptor.primitive is not None and not association.accepted_contexts:
-        return f"{where} accepts none of the objects' kinds"
-    if association.is_aborted:
-        return f"{where} aborted the association, or could not be reached"
+    if association.acceptor.primitive is not None:
+        refuses = not association.accepted_contexts
+        return f"{where} {'accepts none of these kinds of object' if refuses else 'aborted the association'}"
     return f"{where} could not be reached"
 
 

@@ -230,11 +230,12 @@ class _Walk:
 
     def data_set(self, position: int, end: int, *, implicit: bool, depth: int, delimited: bool) -> int:
         """Walk elements from `position` to `end`, or to an Item Delimitation Item; returns where it stopped."""
+        tag = 0
         while position < end:
             start = position
             if end - position < 8:
-                if depth == 0 and not any(self.buffer[position:end]):
-                    return end  # some senders pad the end of a data set with zeros
+                if depth == 0 and tag >> 16 >= _PIXEL_GROUP and not any(self.buffer[position:end]):
+                    return end  # some senders pad what follows pixel data with zeros
                 raise self._truncated(position, 0)
             tag, vr, length, position, element_implicit = self._element_header(position, end, implicit)
             group = tag >> 16

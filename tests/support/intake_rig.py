@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import os
+import shutil
 import signal
 import socket
 import struct
@@ -17,6 +18,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+import pytest
 from pydicom import Dataset
 from pydicom.dataset import FileMetaDataset
 from pydicom.filewriter import dcmwrite
@@ -171,7 +173,7 @@ def peer(
     """An established association of pynetdicom's."""
     entity = AE(ae_title=calling_ae_title)
     entity.add_requested_context(sop_class_uid, transfer_syntax_uid)
-    entity.dimse_timeout = 60
+    entity.dimse_timeout = 15
     association = entity.associate("127.0.0.1", port, ae_title=called_ae_title)
     try:
         assert association.is_established
@@ -196,6 +198,14 @@ def store_bytes(association: Any, content: bytes, *, sop_instance_uid: str, sop_
     _, response = association.dimse.get_msg(block=True)
     association._reactor_checkpoint.set()
     return response
+
+
+def dcmtk(name: str) -> str:
+    """The path of one of DCMTK's programs."""
+    found = shutil.which(name)
+    if found is None:
+        pytest.skip(f"DCMTK's {name} is not installed (apt install dcmtk)")
+    return found
 
 
 def memory_bytes(pid: int, field_name: str = "VmRSS") -> int:
