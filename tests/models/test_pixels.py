@@ -582,7 +582,8 @@ class TestRefusals:
         dataset = dcmread(FIXTURES / f"{name}.dcm")
         content = dataset.PixelData
         outcomes = set()
-        for attempt in range(20):
+        own_process = "jpeg_lossless" in name or "extended" in name
+        for attempt in range(4 if own_process else 20):
             damaged = bytearray(content)
             for place in random.integers(0, len(damaged), 8 if attempt % 2 else 1):
                 damaged[place] = random.integers(0, 256)
