@@ -15,16 +15,20 @@ from pathlib import Path
 import uvicorn
 from anyio import to_thread
 from fastapi import FastAPI
+from starlette.staticfiles import StaticFiles
 
 from gateway import __version__
 from gateway.errors import StoreError
+from gateway.objects import ObjectFolder
 from gateway.settings import Settings
 from gateway.store import Store, open_store
 from gateway.store.monitoring import report_process
 from gateway.web.api import api_router
 from gateway.web.errors import add_error_handlers
 from gateway.web.events import Hub
-from gateway.web.security import Guard
+from gateway.web.pages import pages_router
+from gateway.web.pictures import pictures_router
+from gateway.web.security import STATIC, Guard
 
 logger = logging.getLogger(__name__)
 
@@ -89,4 +93,7 @@ def create_app(settings: Settings, data_dir: Path, store: Store) -> FastAPI:
     app.add_middleware(Guard, host=settings.web.host)
     add_error_handlers(app)
     app.include_router(api_router(settings, store))
+    app.include_router(pictures_router(ObjectFolder.in_data_dir(data_dir), store))
+    app.include_router(pages_router(settings, store))
+    app.mount(STATIC, StaticFiles(directory=Path(__file__).parent / "static"))
     return app
