@@ -37,7 +37,10 @@ def is_known_host(host_header: str, configured: str) -> bool:
     Loopback and the configured host always; the machine's own name and any address written in digits where the gateway
     listens on all addresses. A name given to this machine by somebody else is in none of these.
     """
-    name = (urlsplit(f"//{host_header}").hostname or "").rstrip(".").lower()
+    try:
+        name = (urlsplit(f"//{host_header}").hostname or "").rstrip(".").lower()
+    except ValueError:
+        return False
     if name in {"localhost", "127.0.0.1", "::1", configured.lower()}:
         return bool(name)
     if configured not in {"0.0.0.0", "::", ""}:
@@ -63,7 +66,12 @@ def is_same_origin(headers: Headers) -> bool:
     if headers.get("sec-fetch-site", "same-origin") not in {"same-origin", "none"}:
         return False
     origin = headers.get("origin")
-    return origin is None or urlsplit(origin).netloc.lower() == headers.get("host", "").lower()
+    if origin is None:
+        return True
+    try:
+        return urlsplit(origin).netloc.lower() == headers.get("host", "").lower()
+    except ValueError:
+        return False
 
 
 class Guard:

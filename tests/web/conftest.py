@@ -9,11 +9,13 @@ from pathlib import Path
 
 import httpx
 import pytest
+from running import wait_until
 from web_site import DESTINATION, Site
 
 from gateway.objects import ObjectFolder
 from gateway.settings import Settings, load_settings
 from gateway.store import open_store
+from gateway.store.monitoring import processes
 from gateway.web.server import run
 
 
@@ -44,6 +46,7 @@ def address(site: Site) -> Iterator[str]:
         arguments = {"listener": listener}
         running = threading.Thread(target=run, args=(site.settings, site.data_dir, stop), kwargs=arguments)
         running.start()
+        wait_until(lambda: processes(site.store), "the web process to report")
         yield f"http://127.0.0.1:{port}"
         stop.set()
         running.join(20)
