@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import queue
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -86,8 +88,11 @@ def run_demo(
             if announce:
                 print(json.dumps(where), flush=True)
             print(f"worklist: {where['url']}    DICOM: {where['ae_title']}@{where['dicom_host']}:{where['dicom_port']}")
-            studies = _send(where, Path(scratch), started)
-            well = _wait_and_print(studies, data_dir, settings_file, pacs, started)
+            with ThreadPoolExecutor(1) as sender:
+                sent: queue.SimpleQueue[SampleStudy] = queue.SimpleQueue()
+                sending = sender.submit(_send, where, Path(scratch), sent)
+                well = _wait_and_print(sending, sent, data_dir, settings_file, pacs, started)
+                sending.result()
             if stay and process.poll() is None:
                 print(f"\nstays up until Ctrl-C; the worklist is at {where['url']}", flush=True)
                 process.wait()
@@ -133,18 +138,16 @@ def _gateway(
             signal.signal(number, handler)
 
 
-def _send(where: dict[str, Any], folder: Path, started: float) -> tuple[SampleStudy, ...]:
-    """Write each sample study as files and send them, as soon as it is drawn.
+def _send(where: dict[str, Any], folder: Path, sent: queue.SimpleQueue[SampleStudy]) -> None:
+    """Write each sample study as files and send them, as soon as it is drawn; what went is put into `sent`.
 
     Raises
     ------
     GatewayError
         An image was not accepted.
     """
-    studies = []
-    sent = 0
-    for study in sample_studies(datetime.now().astimezone()):
-        files = [folder / f"{len(studies)}-{place}.dcm" for place in range(len(study.datasets))]
+    for number, study in enumerate(sample_studies(datetime.now().astimezone())):
+        files = [folder / f"{number}-{place}.dcm" for place in range(len(study.datasets))]
         for dataset, path in zip(study.datasets, files, strict=True):
             dataset.save_as(path, enforce_file_format=True)
         report = send_files(
@@ -157,33 +160,40 @@ def _send(where: dict[str, Any], folder: Path, started: float) -> tuple[SampleSt
         refused = [each for each in report.files if not each.accepted]
         if refused:
             raise GatewayError(f"{len(refused)} sample images were not accepted: {refused[0].error}")
-        studies.append(study)
-        sent += len(files)
-    print(f"sent {sent} images of {len(studies)} studies in {time.monotonic() - started:.1f} s")
-    return tuple(studies)
+        sent.put(study)
 
 
 def _wait_and_print(
-    studies: tuple[SampleStudy, ...], data_dir: Path, settings_file: Path, pacs: DemoPacs, started: float
+    sending: Future[None],
+    sent: queue.SimpleQueue[SampleStudy],
+    data_dir: Path,
+    settings_file: Path,
+    pacs: DemoPacs,
+    started: float,
 ) -> bool:
     """Print each study when it has ended and its results are in the PACS; true when all did."""
-    waiting = {study.study_instance_uid: study for study in studies}
-    settings = load_settings(settings_file)
-    store = open_store(settings.store.url, data_dir=data_dir)
+    waiting: dict[str, SampleStudy] = {}
+    store = open_store(load_settings(settings_file).store.url, data_dir=data_dir)
     pause = threading.Event()
     deadline = time.monotonic() + PATIENCE_S
     well = True
-    with tqdm(total=len(waiting), unit="study", disable=not sys.stderr.isatty(), leave=False) as bar:
-        while waiting and time.monotonic() < deadline:
-            for row in every_study(store):
+    with tqdm(unit="study", disable=not sys.stderr.isatty(), leave=False) as bar:
+        while time.monotonic() < deadline:
+            over = sending.done()
+            while not sent.empty():
+                study = sent.get()
+                waiting[study.study_instance_uid] = study
+                bar.total = (bar.total or 0) + 1
+            for row in every_study(store) if waiting else ():
                 uid = row["study_instance_uid"]
                 pending = any(delivery["state"] != "delivered" for delivery in row["deliveries"])
                 if uid not in waiting or row["state"] not in _ENDED or pending:
                     continue
-                study = waiting.pop(uid)
                 well &= row["state"] != StudyState.FAILED
-                tqdm.write("\n".join(_lines(study, row, pacs.received[uid], time.monotonic() - started)))
+                tqdm.write("\n".join(_lines(waiting.pop(uid), row, pacs.received[uid], time.monotonic() - started)))
                 bar.update()
+            if over and not waiting:
+                break
             pause.wait(0.25)
     store.close()
     for study in waiting.values():

@@ -20,6 +20,7 @@ from pydicom import Dataset
 from pydicom.dataset import FileMetaDataset
 from pydicom.encaps import encapsulate
 from pydicom.uid import (
+    UID,
     ExplicitVRLittleEndian,
     JPEGBaseline8Bit,
     OphthalmicPhotography8BitImageStorage,
@@ -169,7 +170,7 @@ def _study(number: int, at: datetime, description: str) -> Dataset:
     return dataset
 
 
-def _image(study: Dataset, sop_class_uid: str, transfer_syntax_uid: str) -> Dataset:
+def _image(study: Dataset, sop_class_uid: UID, transfer_syntax_uid: UID) -> Dataset:
     dataset = Dataset()
     dataset.update(study)
     dataset.file_meta = FileMetaDataset()

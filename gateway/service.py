@@ -40,8 +40,8 @@ from gateway.web import server
 
 logger = logging.getLogger(__name__)
 
-BIND_PATIENCE_S = 15.0
-"""How long to wait for a port that the children of a killed supervisor still hold."""
+TAKE_OVER_PATIENCE_S = 12.0
+"""How long to wait for the port and the data folder that the receivers of a killed supervisor still hold."""
 STOP_PATIENCE_S = 20.0
 DRAIN_LIMIT_S = 900.0
 LONGEST_RESTART_DELAY_S = 30.0
@@ -59,6 +59,8 @@ class Child:
     run: RunProcess
     drains: bool
     """Whether it finishes acknowledged work when the supervisor has been killed."""
+    receives: bool = False
+    """Whether it keeps the data folder's lock: nobody may sweep while a receiver of an earlier gateway lives."""
     process: BaseProcess | None = None
     lifeline: int = -1
     """Write end of the pipe by which the child knows that its supervisor lives."""
@@ -95,7 +97,7 @@ def serve(settings: Settings, data_dir: Path, *, announce: TextIO | None = None)
             logger.info("removed %d files that were never acknowledged", swept)
         forget_processes(store)
         store.close()
-        supervisor = Supervisor(settings, data_dir, _children(settings, data_dir, dicom, web))
+        supervisor = Supervisor(settings, data_dir, _children(settings, data_dir, dicom, web), lock)
         if announce is not None:
             print(json.dumps(announcement(settings, data_dir, dicom, web)), file=announce, flush=True)
         logger.info(
@@ -123,22 +125,27 @@ def announcement(settings: Settings, data_dir: Path, dicom: socket.socket, web: 
 
 
 def _take_data_dir(data_dir: Path) -> TextIO:
-    """Lock the data folder for this gateway alone; the lock ends with the process."""
+    """Lock the data folder for this gateway alone; the lock ends with the supervisor and its receivers."""
     try:
         data_dir.mkdir(parents=True, exist_ok=True)
         lock = (data_dir / "gateway.lock").open("a")
     except OSError as error:
         raise SettingsError(f"data folder {data_dir}: cannot be used: {error.strerror}") from error
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        lock.close()
-        raise SettingsError(f"data folder {data_dir}: another gateway runs on it") from error
-    return lock
+    deadline = time.monotonic() + TAKE_OVER_PATIENCE_S
+    while True:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if time.monotonic() < deadline:
+                time.sleep(0.2)
+                continue
+            lock.close()
+            raise SettingsError(f"data folder {data_dir}: another gateway runs on it") from error
+        return lock
 
 
 def _bind(host: str, port: int) -> socket.socket:
-    deadline = time.monotonic() + BIND_PATIENCE_S
+    deadline = time.monotonic() + TAKE_OVER_PATIENCE_S
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     while True:
         listener = socket.socket(family, socket.SOCK_STREAM)
@@ -172,7 +179,7 @@ def _children(settings: Settings, data_dir: Path, dicom: socket.socket, web: soc
     judges = [f"worker-{number}" for number in range(workers)]
     return [
         Child("monitor", lambda stop: monitor.run(settings, data_dir, stop), drains=False),
-        *(Child(name, receiver(name), drains=False) for name in receivers),
+        *(Child(name, receiver(name), drains=False, receives=True) for name in receivers),
         *(Child(name, judge(name), drains=True) for name in judges),
         Child("sender", lambda stop: sender.run(settings, data_dir, stop), drains=True),
         Child("web", lambda stop: server.run(settings, data_dir, stop, listener=web), drains=False),
@@ -191,10 +198,11 @@ def _accelerators() -> int:
 class Supervisor:
     """Keeps the children alive."""
 
-    def __init__(self, settings: Settings, data_dir: Path, children: Sequence[Child]) -> None:
+    def __init__(self, settings: Settings, data_dir: Path, children: Sequence[Child], lock: TextIO) -> None:
         self._settings = settings
         self._data_dir = data_dir
         self._children = children
+        self._lock = lock
         self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._stopping = False
 
@@ -284,6 +292,8 @@ class Supervisor:
                 os.close(other.lifeline)
         os.close(self._wake_read)
         os.close(self._wake_write)
+        if not child.receives:
+            self._lock.close()
         stop = threading.Event()
         signal.signal(signal.SIGTERM, lambda *_: stop.set())
         drain = self._is_drained if child.drains else None

@@ -11,6 +11,7 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -34,6 +35,8 @@ from running import (
     storescu,
     wait_until,
 )
+
+from gateway.send import send_files
 
 PIXELMED = Path("/usr/share/java/pixelmed.jar")
 COMPREHENSIVE_3D_SR = "1.2.840.10008.5.1.4.1.1.88.34"
@@ -287,7 +290,8 @@ def test_orthanc_routes_to_the_gateway_and_gets_valid_results_back(tmp_path: Pat
 
 
 def dciodvfy_errors(path: Path) -> list[str]:
-    done = subprocess.run(["dciodvfy", str(path)], capture_output=True, text=True, check=False)
+    command = [str(Path(sys.executable).parent / "dciodvfy"), str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     return [line for line in (done.stdout + done.stderr).splitlines() if line.startswith("Error")]
 
 
@@ -374,8 +378,6 @@ def kill_each(gateway: Gateway, over: threading.Event) -> None:
 
 def send_until_accepted(share: list[tuple[str, Path]], gateway: Gateway) -> set[str]:
     """As a modality does: what was not accepted, because the receiver died, is sent again."""
-    from gateway.send import send_files
-
     waiting = {path: uid for uid, path in share}
     accepted: set[str] = set()
     for _ in range(60):

@@ -35,7 +35,9 @@ from gateway.settings import Settings, load_settings
 from gateway.store import Store, open_store
 from gateway.store.schema import instance, quarantine
 
-SPAWN = multiprocessing.get_context("spawn")
+PROCESSES = multiprocessing.get_context("forkserver")
+"""Processes that hold nothing of pytest's and start quickly, since their imports are done once."""
+PROCESSES.set_forkserver_preload(["gateway.scp", "gateway.sender"])
 
 
 def receive(settings: Settings, data_dir: Path, stop: Any, name: str, listener: socket.socket) -> None:
@@ -53,7 +55,7 @@ class Receivers:
     data_dir: Path
     settings: Settings
     listener: socket.socket
-    stop: Any = field(default_factory=SPAWN.Event)
+    stop: Any = field(default_factory=PROCESSES.Event)
     processes: dict[str, BaseProcess] = field(default_factory=dict)
 
     @property
@@ -67,7 +69,7 @@ class Receivers:
     def start(self, name: str) -> BaseProcess:
         ready = self.data_dir / f"{name}.ready"
         ready.unlink(missing_ok=True)
-        process = SPAWN.Process(target=receive, args=(self.settings, self.data_dir, self.stop, name, self.listener))
+        process = PROCESSES.Process(target=receive, args=(self.settings, self.data_dir, self.stop, name, self.listener))
         process.start()
         self.processes[name] = process
         wait_until(ready.exists, f"{name} to start")

@@ -18,6 +18,9 @@ from pathlib import Path
 from typing import Any
 from urllib.request import Request, urlopen
 
+from gateway.store import open_store
+from gateway.store.monitoring import processes
+
 PATIENCE_S = 90.0
 _pause = threading.Event()
 
@@ -68,6 +71,8 @@ class Gateway:
         command = [sys.executable, "-m", "gateway.cli", "serve", "--announce"]
         command += ["--config", str(self.folder / "gateway.toml"), "--data-dir", str(self.data_dir)]
         command += ["--dicom-port", str(dicom_port), "--http-port", str(http_port)]
+        if self.process is not None and self.process.stdout is not None:
+            self.process.stdout.close()
         with (self.folder / "log").open("a") as log:
             self.process = subprocess.Popen(
                 command, stdout=subprocess.PIPE, stderr=log, text=True, env={**os.environ, **self.environment}
@@ -119,9 +124,6 @@ class Gateway:
 
     def pids(self) -> dict[str, int]:
         """Process id of each of its processes, by name."""
-        from gateway.store import open_store
-        from gateway.store.monitoring import processes
-
         store = open_store("", data_dir=self.data_dir)
         try:
             return {row["name"]: row["pid"] for row in processes(store)}
