@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import threading
+from datetime import datetime, timedelta
 from typing import Any
 
 import httpx
 import pytest
-from web_site import MODEL, SHA256, Site
+from web_site import MODEL, NOON, SHA256, Site
 
 from gateway.errors import GatewayError, StoreError, TransitionError
 from gateway.store.deliveries import mark_failed
@@ -17,8 +18,8 @@ from gateway.store.predictions import AliasedVersion, write_aliases
 from gateway.web.errors import STATUSES, status_of
 
 
-def judged(site: Site, score: float = 0.9, **arguments: Any) -> tuple[str, str]:
-    study_key, instance_key = site.receive()
+def judged(site: Site, score: float = 0.9, *, at: datetime = NOON, **arguments: Any) -> tuple[str, str]:
+    study_key, instance_key = site.receive(at=at)
     site.judge(study_key, {instance_key: score}, **arguments)
     return study_key, instance_key
 
@@ -26,7 +27,7 @@ def judged(site: Site, score: float = 0.9, **arguments: Any) -> tuple[str, str]:
 def test_studies_with_filters_and_pages(site: Site, client: httpx.Client) -> None:
     urgent, _ = judged(site, 0.9, priority=2)
     calm, _ = judged(site, 0.1, priority=0)
-    waiting, _ = site.receive()
+    waiting, _ = site.receive(at=NOON + timedelta(minutes=1))
 
     def keys(**query: Any) -> tuple[list[str], int]:
         answer = client.get("/api/studies", params=query)
