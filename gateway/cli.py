@@ -154,10 +154,14 @@ def _check(options: argparse.Namespace) -> int:
 def _send(options: argparse.Namespace) -> int:
     from tqdm import tqdm
 
-    from gateway.send import find_files, send_files
+    from gateway.send import SentFile, find_files, send_files
 
     files = find_files(options.files)
     with tqdm(total=len(files), unit="file", disable=options.json or not sys.stderr.isatty()) as bar:
+
+        def count(_: SentFile) -> None:
+            bar.update()
+
         report = send_files(
             files,
             host=options.host,
@@ -165,7 +169,7 @@ def _send(options: argparse.Namespace) -> int:
             called_ae_title=options.called,
             calling_ae_title=options.calling,
             associations=options.associations,
-            progress=lambda _: bar.update(),
+            progress=count,
         )
     if options.json:
         rows = [{"path": str(each.path), "status": each.status, "error": each.error} for each in report.files]

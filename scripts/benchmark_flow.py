@@ -1,8 +1,8 @@
 """How fast is the whole flow, beside the limit of these cores and beside the peers?
 
-One run prints: instances a second end to end, from the sender's first byte to the last result in the PACS; *the
-limit*, a loop on the same cores that does nothing but decode, resize and a batched forward pass of the same model; their
-ratio; the receive rate beside DCMTK's storescp, Orthanc and pynetdicom's storescp; the peak memory of each process.
+One run prints: instances a second end to end, from the sender's first byte to the last result in the PACS; *the limit*,
+a loop on the same cores that does nothing but decode, resize and a batched forward pass of the same model; their ratio;
+the receive rate beside DCMTK's storescp, Orthanc and pynetdicom's storescp; the peak memory of each process.
 
 Sender, gateway and PACS share this machine's cores. Each instance is a study of its own, and the rule's quiet time is
 zero, so that the figure is throughput and not waiting. Usage:
