@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-WIDTH, HEIGHT = 220, 48
+WIDTH, HEIGHT = 180, 36
 LOWEST_P = 1e-5
 """Smaller p-values are drawn at the bottom."""
 

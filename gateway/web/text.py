@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from datetime import date, datetime
 from typing import Any
 
@@ -65,8 +66,8 @@ def number_text(value: Any) -> str:
 
 
 def words(name: str) -> str:
-    """A snake_case name for reading: ``centre_row_fraction`` as ``centre row``."""
-    return name.removesuffix("_fraction").replace("_", " ")
+    """A snake_case name for reading: ``centre_row_fraction`` as ``centre row``, ``grade2`` as ``grade 2``."""
+    return re.sub(r"(?<=[a-z])(?=\d+$)", " ", name.removesuffix("_fraction").replace("_", " "))
 
 
 def drift_text(drift: Any) -> str:

@@ -11,7 +11,7 @@ import socket
 import struct
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from io import BytesIO
 from multiprocessing.process import BaseProcess
@@ -26,10 +26,11 @@ from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 from pynetdicom import AE
 from pynetdicom.dimse_primitives import C_STORE
 from pynetdicom.dsutils import split_dataset
+from pynetdicom.transport import AssociationSocket
 from running import wait_until
 from sqlalchemy import select
 
-from gateway import scp
+from gateway import scp, sender
 from gateway.objects import ObjectFolder
 from gateway.settings import Settings, load_settings
 from gateway.store import Store, open_store
@@ -40,12 +41,35 @@ PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(["gateway.scp", "gateway.sender"])
 
 
-def receive(settings: Settings, data_dir: Path, stop: Any, name: str, listener: socket.socket) -> None:
+def _shut(self: AssociationSocket) -> None:
+    """Close also where there is no connection to shut down: pynetdicom 3.0.4 then leaves the socket open."""
+    if self.socket is not None:
+        with suppress(OSError):
+            self.socket.shutdown(socket.SHUT_RDWR)
+        self.socket.close()
+
+
+AssociationSocket._shutdown_socket = _shut
+
+
+def receive(settings: Settings, data_dir: Path, name: str, listener: socket.socket) -> None:
     """What a receiver process of the tests runs: the real one, with its log in a file."""
     logging.basicConfig(filename=data_dir / "receivers.log", level=logging.INFO)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    stop = stop_on_sigterm()
     (data_dir / f"{name}.ready").touch()
     scp.run(settings, data_dir, stop, name=name, listener=listener)
+
+
+def deliver(settings: Settings, data_dir: Path) -> None:
+    """The real sender process, as a process of the tests."""
+    sender.run(settings, data_dir, stop_on_sigterm())
+
+
+def stop_on_sigterm() -> threading.Event:
+    """An event that survives its waiters' violent end, which multiprocessing's does not."""
+    stop = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    return stop
 
 
 @dataclass
@@ -55,7 +79,6 @@ class Receivers:
     data_dir: Path
     settings: Settings
     listener: socket.socket
-    stop: Any = field(default_factory=PROCESSES.Event)
     processes: dict[str, BaseProcess] = field(default_factory=dict)
 
     @property
@@ -69,7 +92,7 @@ class Receivers:
     def start(self, name: str) -> BaseProcess:
         ready = self.data_dir / f"{name}.ready"
         ready.unlink(missing_ok=True)
-        process = PROCESSES.Process(target=receive, args=(self.settings, self.data_dir, self.stop, name, self.listener))
+        process = PROCESSES.Process(target=receive, args=(self.settings, self.data_dir, name, self.listener))
         process.start()
         self.processes[name] = process
         wait_until(ready.exists, f"{name} to start")
@@ -81,7 +104,8 @@ class Receivers:
         process.join()
 
     def end(self) -> None:
-        self.stop.set()
+        for process in self.processes.values():
+            process.terminate()
         for process in self.processes.values():
             process.join(20)
             assert not process.is_alive(), "a receiver does not stop"

@@ -139,25 +139,33 @@ function swapContent(element, fresh) {
   if (focusedPost) element.querySelector(`[data-post="${focusedPost}"]`)?.focus({ preventScroll: true });
 }
 
-let waiting = false;
 function changed() {
-  if (document.hidden) waiting = true;
-  else refresh();
+  if (!document.hidden) refresh();
 }
-document.addEventListener("visibilitychange", () => {
-  if (!document.hidden && waiting) {
-    waiting = false;
-    refresh();
-  }
-});
-if (document.querySelector("[data-live]")) {
-  const events = new EventSource("/api/events");
+let events = null;
+function listen() {
+  events = new EventSource("/api/events");
   events.addEventListener("worklist", changed);
   events.onerror = () => {
     live.textContent = "not connected";
     live.className = "live off";
   };
-  window.addEventListener("pagehide", () => events.close());
+}
+function hush() {
+  events?.close();
+  events = null;
+}
+if (document.querySelector("[data-live]")) {
+  if (!document.hidden) listen();
+  // A browser opens six connections to one host at most: pages that nobody sees hold none.
+  document.addEventListener("visibilitychange", () => {
+    if (document.hidden) hush();
+    else if (!events) listen();
+  });
+  window.addEventListener("pagehide", hush);
+  window.addEventListener("pageshow", (event) => {
+    if (event.persisted && !events) listen();
+  });
   if (document.querySelector("[data-live=poll]")) setInterval(changed, 5000);
 } else {
   live.hidden = true;

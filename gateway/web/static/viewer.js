@@ -61,8 +61,9 @@ class Viewport {
 
   async loadPixels() {
     this.figure.dataset.ready = "";
+    const wanted = this.frame;
     try {
-      const answer = await fetched(`${this.figure.dataset.source}${this.frame}/pixels?long_side=${LONG_SIDE}`);
+      const answer = await fetched(`${this.figure.dataset.source}${wanted}/pixels?long_side=${LONG_SIDE}`);
       const number = (name) => Number(answer.headers.get(name));
       const [rows, columns] = [number("X-Rows"), number("X-Columns")];
       const source = { rows, columns, frames: number("X-Frame-Count"), low: 0, high: 1, colour: false };
@@ -77,11 +78,15 @@ class Viewport {
         source.high = number("X-Window-High");
         if (answer.headers.has("X-Value-Low")) source.range = [number("X-Value-Low"), number("X-Value-High")];
       }
+      if (wanted !== this.frame) return;
+      const first = this.source === null;
       this.source = source;
       this.base = surface(columns, rows);
       this.pixels = this.base.getContext("2d").createImageData(columns, rows);
       this.problem.hidden = true;
-      this.reset();
+      // Frames of one image keep the window and the place that were set.
+      if (first) this.reset();
+      else this.changed();
     } catch (error) {
       this.problem.textContent = `The picture cannot be shown: ${error.message}`;
       this.problem.hidden = false;
@@ -293,7 +298,7 @@ const actions = {
   ArrowLeft: () => activate(active - 1), ArrowRight: () => activate(active + 1),
   PageUp: here((view) => view.showFrame(-1)), PageDown: here((view) => view.showFrame(1)),
   s: () => { sideBySide = !sideBySide; activate(active); },
-  Escape: () => location.assign("/"),
+  Escape: () => location.assign(sessionStorage.getItem("worklist") ?? "/"),
 };
 const buttons = {
   heat: "h", narrower: "[", wider: "]", darker: ",", brighter: ".", invert: "i", "zoom-in": "+", "zoom-out": "-",
@@ -301,6 +306,11 @@ const buttons = {
 };
 for (const [id, key] of Object.entries(buttons)) button(id)?.addEventListener("click", actions[key]);
 button("opacity").addEventListener("input", (event) => setHeat(true, event.target.value / 100));
+document.addEventListener("click", (event) => {
+  if (!event.target.closest?.("a.back")) return;
+  event.preventDefault();
+  actions.Escape();
+});
 document.addEventListener("keydown", (event) => {
   const sliding = event.target.matches?.("input[type=range]") && event.key.startsWith("Arrow");
   if (isTyping(event) || sliding || !actions[event.key]) return;

@@ -78,4 +78,5 @@ filters.addEventListener("submit", (event) => {
 filters.addEventListener("change", (event) => {
   if (event.target.matches("select")) filters.requestSubmit();
 });
+sessionStorage.setItem("worklist", location.pathname + location.search);
 restore(false);
