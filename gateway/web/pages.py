@@ -142,6 +142,7 @@ def study_row(study: dict[str, Any]) -> dict[str, Any]:
     current = [each for each in study["predictions"] if not each["superseded"]]
     model_findings = [each for each in study["findings"] if each["kind"] == "model"]
     acquisition = [each for each in study["findings"] if each["kind"] == "acquisition"]
+    severities = [each["severity"] for each in acquisition]
     states = [each["state"] for each in study["deliveries"]]
     content = json.dumps(study, sort_keys=True, default=str).encode()
     return {
@@ -152,7 +153,10 @@ def study_row(study: dict[str, Any]) -> dict[str, Any]:
         "thumbnails": _distinct_images(current)[:2],
         "ungradable": sorted({reason for each in current for reason in each["ungradable_reasons"]}),
         "acquisition": acquisition,
-        "acquisition_severity": max((each["severity"] for each in acquisition), key=_SEVERITIES.index, default=""),
+        "acquisition_severity": max(severities, key=_SEVERITIES.index, default=""),
+        "acquisition_counts": ", ".join(
+            f"{severities.count(each)} {each}" for each in reversed(_SEVERITIES) if each in severities
+        ),
         "drift": worst_drift(current),
         "delivered": states.count("delivered"),
         "pending": states.count("pending"),
