@@ -71,6 +71,11 @@ document.addEventListener("submit", async (event) => {
   event.preventDefault();
   const step = event.submitter?.value ?? "acknowledge";
   const body = Object.fromEntries(new FormData(form));
+  if (step === "close" && !body.cause.trim()) {
+    form.querySelector("output").textContent = "Say the cause to close it.";
+    form.elements.cause.focus();
+    return;
+  }
   document.activeElement?.blur();
   try {
     await post(`/api/alarms/${form.dataset.alarm}/${step}`, { by: body.by, cause: body.cause });
