@@ -1,4 +1,4 @@
-"""What a browser or a program is told of an error: a status, and JSON with ``error``.
+"""What a browser or a program is told of an error: a status, and JSON with ``error``, or a page with the same words.
 
 ============================  ======
 StoreError, no such row       404
@@ -6,7 +6,7 @@ StoreError, cannot be read    503
 UnreadableError, PixelError   422
 TransitionError, AlarmError   409
 a request that does not fit   422
-anything else                 500, without detail; the log has it
+anything else                 500, without detail, by :class:`gateway.web.security.Guard`
 ============================  ======
 """
 
@@ -18,7 +18,8 @@ from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.responses import HTMLResponse, JSONResponse, Response
+from jinja2 import Environment
 from starlette.exceptions import HTTPException
 
 from drift.errors import AlarmError
@@ -46,34 +47,37 @@ def status_of(error: Exception) -> int:
     return 500
 
 
-def add_error_handlers(app: FastAPI) -> None:
-    """Make every error of `app` an answer."""
+def add_error_handlers(app: FastAPI, environment: Environment) -> None:
+    """Make every error of `app` an answer; `environment` holds the template of the page."""
 
-    def known(request: Request, error: Exception) -> JSONResponse:
+    def answer(request: Request, status: int, message: str, headers: Mapping[str, str] | None = None) -> Response:
+        wants_page = "text/html" in request.headers.get("accept", "") and not request.url.path.startswith("/api/")
+        if not wants_page:
+            return JSONResponse({"error": message}, status, headers)
+        theme = "light" if request.cookies.get("theme") == "light" else "dark"
+        page = environment.get_template("error.html").render(theme=theme, page="error", status=status, message=message)
+        return HTMLResponse(page, status, headers)
+
+    def known(request: Request, error: Exception) -> Response:
         status = status_of(error)
         if status >= 500:
             logger.error("%s: %s", _route(request), error)
-        return JSONResponse({"error": str(error)}, status)
+        return answer(request, status, str(error))
 
-    def unfit(request: Request, error: Exception) -> JSONResponse:
+    def unfit(request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
         # Without `input` and `ctx`, which repeat what was sent.
         wrong = [{"where": ".".join(map(str, each["loc"])), "what": each["msg"]} for each in error.errors()]
-        return JSONResponse({"error": "; ".join(f"{each['where']}: {each['what']}" for each in wrong)}, 422)
+        return answer(request, 422, "; ".join(f"{each['where']}: {each['what']}" for each in wrong))
 
-    def of_http(request: Request, error: Exception) -> JSONResponse:
+    def of_http(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
-        return JSONResponse({"error": error.detail}, error.status_code, headers=error.headers)
-
-    def last(request: Request, error: Exception) -> JSONResponse:
-        logger.error("%s: %s", _route(request), type(error).__name__)
-        return JSONResponse({"error": "internal error; the gateway's log has it"}, 500)
+        return answer(request, error.status_code, error.detail, error.headers)
 
     for cls in (GatewayError, AlarmError, PixelError):
         app.add_exception_handler(cls, known)
     app.add_exception_handler(RequestValidationError, unfit)
     app.add_exception_handler(HTTPException, of_http)
-    app.add_exception_handler(Exception, last)
 
 
 def _route(request: Request) -> str:

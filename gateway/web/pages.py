@@ -52,10 +52,9 @@ def make_environment() -> Environment:
     return environment
 
 
-def pages_router(settings: Settings, store: Store) -> APIRouter:
+def pages_router(settings: Settings, store: Store, environment: Environment) -> APIRouter:
     """Every route that answers with a page."""
     router = APIRouter(include_in_schema=False, default_response_class=HTMLResponse)
-    environment = make_environment()
 
     def render(request: Request, template: str, **values: Any) -> HTMLResponse:
         theme = "light" if request.cookies.get("theme") == "light" else "dark"

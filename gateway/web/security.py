@@ -1,4 +1,4 @@
-"""Who may ask, and what the browser may do with the answer.
+"""Who may ask, what the browser may do with the answer, and what is answered where the gateway itself is at fault.
 
 There is no log-in yet, so what protects the pages is where they listen. A browser on the same machine must not become a
 way around that: a page from elsewhere may neither change anything (cross-site requests) nor read anything by giving its
@@ -9,11 +9,15 @@ from __future__ import annotations
 
 import ipaddress
 import json
+import logging
 import socket
+import traceback
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+logger = logging.getLogger(__name__)
 
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 STATIC = "/static/"
@@ -75,7 +79,11 @@ def is_same_origin(headers: Headers) -> bool:
 
 
 class Guard:
-    """ASGI middleware: refuses strange hosts and cross-site changes; adds the headers to every answer."""
+    """ASGI middleware: refuses strange hosts and cross-site changes; adds the headers to every answer.
+
+    The web's last handler too: the framework's own stands outside of this one, so that its answer has no headers, and
+    it hands the error on to the server, whose log shows the values in it.
+    """
 
     def __init__(self, app: ASGIApp, *, host: str) -> None:
         self._app = app
@@ -86,8 +94,12 @@ class Guard:
             await self._app(scope, receive, send)
             return
 
+        started = False
+
         async def send_guarded(message: Message) -> None:
+            nonlocal started
             if message["type"] == "http.response.start":
+                started = True
                 headers = MutableHeaders(scope=message)
                 for name, value in HEADERS.items():
                     headers.setdefault(name, value)
@@ -100,7 +112,16 @@ class Guard:
         elif scope["method"] not in SAFE_METHODS and not is_same_origin(headers):
             await _refuse(send_guarded, 403, "changes are taken from this gateway's own pages only")
         else:
-            await self._app(scope, receive, send_guarded)
+            try:
+                await self._app(scope, receive, send_guarded)
+            except Exception as error:  # noqa: BLE001  one request must not say more than its kind, nor end the process
+                route = getattr(scope.get("route"), "path", "(no route)")
+                place = traceback.extract_tb(error.__traceback__)[-1]
+                name = type(error).__name__
+                logger.error("%s %s: %s in %s:%s", scope["method"], route, name, place.filename, place.lineno)
+                if started:
+                    raise ConnectionAbortedError("an answer was cut short") from None
+                await _refuse(send_guarded, 500, "internal error; the gateway's log has it")
 
 
 async def _refuse(send: Send, status: int, reason: str) -> None:

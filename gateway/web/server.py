@@ -26,7 +26,7 @@ from gateway.store.monitoring import report_process
 from gateway.web.api import api_router
 from gateway.web.errors import add_error_handlers
 from gateway.web.events import Hub
-from gateway.web.pages import pages_router
+from gateway.web.pages import make_environment, pages_router
 from gateway.web.pictures import pictures_router
 from gateway.web.security import STATIC, Guard
 
@@ -91,9 +91,10 @@ def create_app(settings: Settings, data_dir: Path, store: Store) -> FastAPI:
     )
     app.state.stopping = threading.Event()
     app.add_middleware(Guard, host=settings.web.host)
-    add_error_handlers(app)
+    environment = make_environment()
+    add_error_handlers(app, environment)
     app.include_router(api_router(settings, store))
     app.include_router(pictures_router(ObjectFolder.in_data_dir(data_dir), store))
-    app.include_router(pages_router(settings, store))
+    app.include_router(pages_router(settings, store, environment))
     app.mount(STATIC, StaticFiles(directory=Path(__file__).parent / "static"))
     return app

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
+from typing import Any
+
 import httpx
 import pytest
 from web_site import Site
 
-from gateway.web.security import is_known_host
+from gateway.web.security import HEADERS, Guard, is_known_host
 
 
 @pytest.mark.parametrize(
@@ -74,3 +78,35 @@ def test_headers_of_every_answer(client: httpx.Client, path: str) -> None:
     assert headers["x-content-type-options"] == "nosniff"
     assert headers["cache-control"] == "no-store"
     assert "server" not in headers
+
+
+def test_an_error_of_our_own_says_nothing_but_its_kind(caplog: pytest.LogCaptureFixture) -> None:
+    """Its message may hold a patient's name: neither the answer nor the log has it."""
+
+    async def faulty(scope: Any, receive: Any, send: Any) -> None:
+        raise LookupError("Doe^Jane")
+
+    async def ask() -> httpx.Response:
+        transport = httpx.ASGITransport(Guard(faulty, host="127.0.0.1"))
+        async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
+            return await client.get("/studies?q=Doe")
+
+    with caplog.at_level(logging.DEBUG, logger="gateway"):
+        answer = asyncio.run(ask())
+    assert answer.status_code == 500
+    assert answer.headers["content-security-policy"] == HEADERS["Content-Security-Policy"]
+    assert "LookupError" in caplog.text
+    for told in (answer.text, caplog.text):
+        assert "Doe" not in told
+
+
+def test_a_browser_gets_its_errors_as_a_page(client: httpx.Client) -> None:
+    """Programs, and the pages' own scripts, get JSON."""
+    page = client.get(f"/studies/{'0' * 32}", headers={"Accept": "text/html,*/*"})
+    assert page.status_code == 404
+    assert page.headers["content-type"].startswith("text/html")
+    assert "no study" in page.text
+    assert "To the worklist" in page.text
+    assert client.get("/?state=lost", headers={"Accept": "text/html"}).status_code == 422
+    for path in (f"/studies/{'0' * 32}", "/nowhere"):
+        assert client.get(path).headers["content-type"] == "application/json"
