@@ -50,6 +50,7 @@ from pynetdicom.pdu_primitives import A_ASSOCIATE, ImplementationClassUIDNotific
 from pynetdicom.sop_class import Verification
 from running import wait_until
 
+from gateway import results
 from gateway.scp import supported_contexts, sweep
 from gateway.send import send_files
 
@@ -503,6 +504,29 @@ def test_more_associations_than_allowed(make_receivers: Callable[..., Receivers]
         return bool(association.is_released)
 
     wait_until(can_associate, "a place")
+
+
+def test_silent_peers_are_let_go(make_receivers: Callable[..., Receivers]) -> None:
+    receivers = make_receivers(overrides={"dicom.network_timeout_s": 1, "dicom.association_timeout_s": 1})
+    silent = socket.create_connection(("127.0.0.1", receivers.port), timeout=20)
+    idle, request = associate_request(receivers.port)
+    halfway, _ = associate_request(receivers.port)
+    with silent, idle, halfway:
+        for connection in (idle, halfway):
+            connection.sendall(request)
+            assert read_pdu(connection)[0] == 0x02
+        halfway.sendall(struct.pack(">BBL", 0x04, 0, 500) + bytes(10))
+        assert read_pdu(idle)[0] == 0x07  # A-ABORT
+        assert read_pdu(silent)[0] == 0  # closed
+        assert read_pdu(halfway)[0] in (0x07, 0)
+
+
+def test_gateway_has_one_implementation_class_uid(receivers: Receivers) -> None:
+    connection, request = associate_request(receivers.port)
+    with connection:
+        connection.sendall(request)
+        _, body = read_pdu(connection)
+    assert results.IMPLEMENTATION_CLASS_UID.encode() in body
 
 
 # --- several receivers, killed ------------------------------------------------------------------------------------
