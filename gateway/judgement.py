@@ -70,7 +70,7 @@ class JudgedImage:
     """Acquisition parameters, read by :mod:`gateway.acquisition`."""
     device_key: str
     picture: npt.NDArray[np.uint8]
-    """[rows, columns, 3], the source picture as displayed, long side at most 1024."""
+    """[rows, columns, 3], the source picture as displayed, long side at most 1152."""
 
     @property
     def priority(self) -> Priority:

@@ -124,6 +124,12 @@ def _mask(text: str, size: int) -> Image.Image:
     return mask
 
 
+@lru_cache(maxsize=1024)
+def _length(text: str, size: int) -> float:
+    """Width of a line of text (pixels). Kept, since the same findings are broken into the same lines each time."""
+    return float(_font(size).getlength(text))
+
+
 def _write(canvas: Image.Image, at: tuple[int, int], text: str, colour: tuple[int, int, int], size: int) -> int:
     """Write a line and return the column after it."""
     mask = _mask(text, size)
@@ -171,13 +177,12 @@ def _score_text(judged: JudgedImage, finding: FindingResult) -> str:
 def _wrapped(line: _Line, width: int, size: int) -> list[_Line]:
     """`line` broken at spaces so that each piece is at most `width` pixels wide."""
     font_size = round(size * line.scale)
-    font = _font(font_size)
     pieces: list[str] = []
     current = ""
     text = ascii_text(line.text)
     for word in [text] if _mask(text, font_size).width <= width else text.split():
         longer = f"{current} {word}".strip()
-        if current and font.getlength(longer) > width:
+        if current and _length(longer, font_size) > width:
             pieces.append(current)
             current = word
         else:

@@ -60,6 +60,8 @@ logger = logging.getLogger(__name__)
 
 REGISTRY_INTERVAL_S = 3.0
 ROWS_AT_A_TIME = 1000
+NICENESS = 15
+"""Added to the process's own when the workers have what they need: drift is never judged at the cost of a study."""
 
 
 def run(settings: Settings, data_dir: Path, stop: threading.Event) -> None:
@@ -73,6 +75,9 @@ def run(settings: Settings, data_dir: Path, stop: threading.Event) -> None:
         while not stop.is_set():
             try:
                 registry.follow()
+                if watch is None:
+                    # The registry's first reading is waited for; all that follows may wait for triage.
+                    os.nice(NICENESS)
                 report(store, {"backend": choose_backend(settings)})
                 watch = watch or Watch(settings, store)
                 if waited_s >= settings.monitor.interval_s:

@@ -70,7 +70,7 @@ def heat_map_path(instance_key: str, frame_index: int, model_name: str, model_ve
 
 
 def picture_path(instance_key: str, frame_index: int) -> str:
-    """Relative path of a display picture: JPEG, long side at most 1024."""
+    """Relative path of a display picture: JPEG, long side at most 1152."""
     return f"pictures/{instance_key[:2]}/{instance_key}-{frame_index}.jpg"
 
 

@@ -44,7 +44,8 @@ from xai.summary import summarise
 
 logger = logging.getLogger(__name__)
 
-PICTURE_LONG_SIDE = 1024
+PICTURE_LONG_SIDE = 1152
+"""Of the key image's and the viewer's picture (pixels); 12 megapixels decoded at a quarter fit as they are."""
 MAXIMUM_FRAMES = 32
 """Frames of a multi-frame image that are judged; the rest is said to be not judged."""
 

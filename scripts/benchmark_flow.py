@@ -61,6 +61,7 @@ def main() -> None:
     parser.add_argument("--images", type=Path, help="folder of JPEG fundus photographs; drawn ones without")
     parser.add_argument("--instances", type=int, default=200, help="of the flow")
     parser.add_argument("--receive-instances", type=int, default=400, help="of the receive rates")
+    parser.add_argument("--no-peers", action="store_true", help="leave out the receive rates")
     parser.add_argument("--json", type=Path, help="also write the figures here")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="benchmark-") as scratch:
@@ -76,7 +77,9 @@ def main() -> None:
         report["limit_per_s"] = limit(files[: options.instances])
         report["flow"] = flow(files[: options.instances], folder)
         report["ratio"] = report["flow"]["instances_per_s"] / report["limit_per_s"]
-        report["receive_per_s"] = receive_rates(files[: options.receive_instances], folder)
+        report["receive_per_s"] = {}
+        if not options.no_peers:
+            report["receive_per_s"] = receive_rates(files[: options.receive_instances], folder)
     print_report(report)
     if options.json:
         options.json.write_text(json.dumps(report, indent=2))
@@ -256,6 +259,8 @@ quiet_time_s = 0
                 path.unlink()
             fresh = _renamed(files, folder / "fresh")
             with tqdm(total=expected, unit="result", disable=not sys.stderr.isatty()) as bar:
+                pids = process_ids(where["url"], pid)
+                used = {name: processor_s(each) for name, each in pids.items()}
                 started = time.perf_counter()
                 with ThreadPoolExecutor(1) as sender:
                     sending = sender.submit(send, fresh, where["dicom_port"], where["ae_title"])
@@ -268,10 +273,12 @@ quiet_time_s = 0
                             )
                     elapsed = time.perf_counter() - started
                     sending.result()
+            spent = {name: processor_s(each) - used[name] for name, each in pids.items()}
             return {
                 "instances_per_s": len(files) / elapsed,
                 "seconds": elapsed,
-                "peak_memory_mb": peak_memory(where["url"], pid),
+                "processor_ms_per_instance": {name: 1000 * each / len(files) for name, each in spent.items()},
+                "peak_memory_mb": {name: high_water_mb(each) for name, each in pids.items()},
             }
     finally:
         pacs.terminate()
@@ -293,17 +300,23 @@ def _renamed(files: Sequence[Path], folder: Path) -> list[Path]:
     return sorted(folder.iterdir())
 
 
-def peak_memory(url: str, supervisor: int) -> dict[str, float]:
-    """Highest resident set of each process of the gateway (MB), by name; pages that they share count in each."""
+def process_ids(url: str, supervisor: int) -> dict[str, int]:
+    """Process id of each of the gateway's processes, by name."""
     with urlopen(f"{url}health") as answer:
         processes = json.load(answer)["processes"]
-    peaks = {process["name"]: _high_water_mb(process["pid"]) for process in processes}
-    return {"supervisor": _high_water_mb(supervisor)} | peaks
+    return {"supervisor": supervisor} | {process["name"]: process["pid"] for process in processes}
 
 
-def _high_water_mb(pid: int) -> float:
+def high_water_mb(pid: int) -> float:
+    """Largest resident set that a process has had; pages shared with others count in each."""
     match = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
     return int(match.group(1)) / 1024 if match else 0.0
+
+
+def processor_s(pid: int) -> float:
+    """Processor time that a process and the children it has waited for have used."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
 
 
 # --- receive rates --------------------------------------------------------------------------------------------------
@@ -384,9 +397,9 @@ def print_report(report: dict[str, Any]) -> None:
     print("receive rate, instances a second, four associations:")
     for name, rate in report["receive_per_s"].items():
         print(f"    {name:36} {rate:8.1f}")
-    print("peak resident memory, MB:")
+    print("the gateway's processes: processor ms an instance, peak resident MB:")
     for name, peak in flow_figures["peak_memory_mb"].items():
-        print(f"    {name:36} {peak:8.0f}")
+        print(f"    {name:36} {flow_figures['processor_ms_per_instance'][name]:8.1f} {peak:8.0f}")
 
 
 if __name__ == "__main__":

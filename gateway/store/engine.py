@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from alembic import command
-from alembic.config import Config
 from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -105,6 +103,9 @@ def _prepare_sqlite(engine: Engine) -> None:
 
 def upgrade(engine: Engine) -> None:
     """Run the migrations that `engine`'s database has not had."""
+    from alembic import command  # one process, once; all others are spared its 10 MB
+    from alembic.config import Config
+
     configuration = Config()
     configuration.set_main_option("script_location", str(Path(__file__).parent / "migrations").replace("%", "%%"))
     with engine.connect().execution_options(writes=True) as connection:

@@ -69,7 +69,7 @@ def pictures_router(objects: ObjectFolder, store: Store) -> APIRouter:
     cache = ByteCache()
     decoders = threading.BoundedSemaphore(DECODERS)
 
-    @router.get("/picture.jpg", summary="The picture as displayed, long side at most 1024 pixels")
+    @router.get("/picture.jpg", summary="The picture as displayed, long side at most 1152 pixels")
     def picture(instance_key: Key, frame_index: Frame) -> Response:
         return Response(_read(objects, picture_path(instance_key, frame_index)), media_type="image/jpeg")
 
