@@ -239,6 +239,8 @@ def _least_side(sessions: Iterable[ModelSession]) -> int:
 
 def display_picture(frame: Frame) -> npt.NDArray[np.uint8]:
     """uint8 [rows, columns, 3], the frame as displayed, long side at most :data:`PICTURE_LONG_SIDE`."""
+    if frame.is_colour and max(frame.pixels.shape) <= PICTURE_LONG_SIDE:
+        return np.asarray(frame.pixels, dtype=np.uint8)
     if frame.is_colour:
         picture = Image.fromarray(np.asarray(frame.pixels, dtype=np.uint8))
     else:

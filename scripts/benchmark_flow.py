@@ -59,7 +59,7 @@ MODEL = "retinopathy"
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=Path, help="folder of JPEG fundus photographs; drawn ones without")
-    parser.add_argument("--instances", type=int, default=200, help="of the flow")
+    parser.add_argument("--instances", type=int, default=400, help="of the flow")
     parser.add_argument("--receive-instances", type=int, default=400, help="of the receive rates")
     parser.add_argument("--no-peers", action="store_true", help="leave out the receive rates")
     parser.add_argument("--json", type=Path, help="also write the figures here")
@@ -74,8 +74,10 @@ def main() -> None:
             "image": f"{COLUMNS} x {ROWS} JPEG, {np.mean([len(stream) for stream in streams]) / 1e6:.2f} MB",
             "instances": options.instances,
         }
-        report["limit_per_s"] = limit(files[: options.instances])
+        before = limit(files[: options.instances])
         report["flow"] = flow(files[: options.instances], folder)
+        # Before and after, since the speed of shared machines drifts.
+        report["limit_per_s"] = (before + limit(files[: options.instances])) / 2
         report["ratio"] = report["flow"]["instances_per_s"] / report["limit_per_s"]
         report["receive_per_s"] = {}
         if not options.no_peers:

@@ -130,6 +130,19 @@ def test_statistics_of_the_limits_are_measured(bundle: Bundle) -> None:
     assert set(quality.minimum) | set(quality.maximum) <= known
 
 
+def test_the_document_gives_the_card_s_figures(bundle: Bundle) -> None:
+    column = 3 + bundle.card.version - 1
+    rows = [
+        [cell.strip() for cell in line.split("|")]
+        for line in (ROOT / "docs/models.md").read_text(encoding="utf-8").splitlines()
+        if line.startswith("|")
+    ]
+    stated = {(row[1], row[2]): row[column] for row in rows if len(row) == 6}
+    for metric in bundle.card.metrics:
+        interval = "" if metric.low is None else f" ({metric.low:.3f} to {metric.high:.3f})"
+        assert stated[metric.name, metric.dataset] == f"{metric.value:.3f}{interval}"
+
+
 def headline(bundle: Bundle) -> Metric:
     return bundle.card.metrics[0]
 
