@@ -117,19 +117,31 @@ def scores_of(pictures: list[Picture], weights: Weights, head: Head, threads: in
 
 
 def measure(
-    train: Images, test: Images, outside: npt.NDArray[np.int_], scores: tuple[npt.NDArray[np.float64], ...]
+    train: Images,
+    test: Images,
+    outside: npt.NDArray[np.int_],
+    scores: tuple[npt.NDArray[np.float64], ...],
+    look: str,
 ) -> tuple[tuple[Metric, ...], float, float]:
-    """Metrics, operating point and score of high priority; `scores` of the held-out and of the test images."""
+    """Metrics, operating point and score of high priority.
+
+    `scores` are those of the held-out and of the test images; `look` says how often the test folder has been looked at.
+    """
     held_out, tested = (values[None] for values in scores)
     held_truth = train.truth[outside]
     point = evaluation.operating_point(held_truth, held_out, LEAST_SENSITIVITY)
     high = max(evaluation.high_priority_from(held_truth, held_out, 0.98), round(point + 0.01, 2))
-    method, rate_method = "scored once; bootstrap of persons", "scored once; Wilson's interval for persons"
+    method, rate_method = f"{look}; bootstrap of persons", f"{look}; Wilson's interval for persons"
     held_name = f"Kermany, {len(outside)} images of held-out persons of the train folder"
     found = [
         evaluation.auc_metric("AUC, pneumonia", TEST, test.truth, tested, test.persons, method),
         evaluation.auc_metric(
-            "AUC, pneumonia, held-out persons", held_name, held_truth, held_out, train.persons[outside], method
+            "AUC, pneumonia, held-out persons",
+            held_name,
+            held_truth,
+            held_out,
+            train.persons[outside],
+            "scored once; bootstrap of persons",
         ),
     ]
     names = np.array([picture.path.name for picture in test.pictures])
@@ -164,7 +176,8 @@ def train_version(
         network = fine_tune(views[BLOCK_INPUT], truth, (weights, head), SCHEDULE, SEED)
         weights, head = rounded(weights | network.weights()), tuned_head(network)
     scores = tuple(scores_of(pictures, weights, head, threads) for pictures in (held_out, test.pictures))
-    metrics, point, high = measure(train, test, outside, scores)
+    look = "scored once" if version == 1 else "second look at the test folder"
+    metrics, point, high = measure(train, test, outside, scores, look)
     print(f"chest-triage {version}, operating point {point}, high priority from {high}\n{evaluation.table(metrics)}")
     model = build_graph(weights, head.weight, head.bias, cards.CHEST_PIXELS.size.rows)
     difference = largest_difference(weights, head, model, test.pictures[::10], cards.CHEST_PIXELS)
