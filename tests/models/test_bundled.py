@@ -106,7 +106,9 @@ def test_reference_is_whole_and_free_of_pickles(bundle: Bundle) -> None:
     assert reference["explanations"].shape == (count, len(EXPLANATION_NAMES))
     assert reference["statistics"].shape == (count, len(reference["statistic_names"]))
     assert all(np.isfinite(reference[name]).all() for name in ("embeddings", "scores", "explanations", "statistics"))
-    assert reference["mean_map"].sum() == pytest.approx(1, abs=0.05)
+    # Each map has a mass of 1, but for those of pictures in which nothing speaks for the finding.
+    with_heat = reference["explanations"][:, EXPLANATION_NAMES.index("peak")] > 0
+    assert reference["mean_map"].sum() == pytest.approx(with_heat.mean(), abs=1e-3)
     names = reference["statistic_names"].tolist()
     for row in reference["statistics"]:
         assert judge_quality(dict(zip(names, map(float, row), strict=True)), bundle.card.quality) == ()
