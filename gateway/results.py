@@ -29,7 +29,7 @@ from pydicom.uid import (
     SecondaryCaptureImageStorage,
 )
 
-from gateway import key_image
+from gateway import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME, key_image
 from gateway.errors import ResultError, ResultMismatchError
 from gateway.judgement import JudgedImage
 from gateway.result_header import copy_identity, local_time, raw_value, require_same_identity, text_value
@@ -47,9 +47,6 @@ from gateway.result_identity import (
 )
 from gateway.structured_report import LATERALITY, SourceImage, exact_uid, report_content
 from gateway.study import ReceivedInstance, Study
-
-IMPLEMENTATION_CLASS_UID = UID("2.25.283184735406212937162446164733276938745")
-IMPLEMENTATION_VERSION_NAME = "GATEWAY"
 
 # Series numbers of the results start here, above what modalities use; two a model version.
 FIRST_SERIES_NUMBER = 9001
@@ -335,7 +332,7 @@ def _header(
     dataset.file_meta.MediaStorageSOPClassUID = sop_class_uid
     dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
     dataset.file_meta.TransferSyntaxUID = transfer_syntax_uid
-    dataset.file_meta.ImplementationClassUID = IMPLEMENTATION_CLASS_UID
+    dataset.file_meta.ImplementationClassUID = UID(IMPLEMENTATION_CLASS_UID)
     dataset.file_meta.ImplementationVersionName = IMPLEMENTATION_VERSION_NAME
     return dataset
 

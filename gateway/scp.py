@@ -24,10 +24,11 @@ from pynetdicom.service_class import ServiceClass
 from pynetdicom.sop_class import _STORAGE_CLASSES, Verification, uid_to_service_class
 from pynetdicom.transport import AssociationServer, RequestHandler
 
+from gateway import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
 from gateway.errors import StoreError
 from gateway.objects import ObjectFolder
 from gateway.settings import Settings
-from gateway.spool import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME, Intake, make_folders, sweep
+from gateway.spool import Intake, make_folders, sweep
 from gateway.store import open_store
 from gateway.store.intake import new_key
 from gateway.store.monitoring import report_process

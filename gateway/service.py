@@ -22,12 +22,15 @@ import socket
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import TextIO
+
+from pydicom import config as pydicom_config
 
 from gateway import monitor, scp, sender, worker
 from gateway.errors import SettingsError, StoreError
@@ -287,6 +290,7 @@ class Supervisor:
     def _in_child(self, child: Child, lifeline: int) -> None:
         """The first thing that runs in a new process."""
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # the supervisor tells
+        _keep_values_out_of_logs()
         for other in self._children:
             if other.lifeline >= 0:
                 os.close(other.lifeline)
@@ -312,6 +316,13 @@ class Supervisor:
             return False
         finally:
             store.close()
+
+
+def _keep_values_out_of_logs() -> None:
+    """Libraries warn of odd values by quoting them, and a value may be a patient's name; the gateway says it itself."""
+    warnings.simplefilter("ignore")
+    logging.getLogger("pydicom").setLevel(logging.CRITICAL)
+    pydicom_config.settings.reading_validation_mode = pydicom_config.IGNORE
 
 
 def _watch(lifeline: int, stop: threading.Event, drained: Callable[[], bool] | None) -> None:

@@ -24,7 +24,7 @@ from pathlib import Path
 from pydicom import Dataset
 from sqlalchemy import select
 
-from gateway import completion
+from gateway import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME, completion
 from gateway.errors import INTAKE_STATUSES, IntakeError, MismatchError, OutOfResourcesError, StoreError
 from gateway.objects import fsync_folder
 from gateway.routing import attribute_values
@@ -36,8 +36,6 @@ from gateway.validate import Inspection, inspect
 
 logger = logging.getLogger(__name__)
 
-IMPLEMENTATION_CLASS_UID = "2.25.283184735406212937162446164733276938745"
-IMPLEMENTATION_VERSION_NAME = "GATEWAY"
 
 SUCCESS = 0x0000
 OTHER_CONTENT = 0xC001

@@ -91,6 +91,7 @@ class Worker:
         self._threads = threads
         self._lease = timedelta(seconds=settings.worker.lease_s)
         self._store = open_store(settings.store.url, data_dir=data_dir)
+        self._engines = data_dir / "engines"
         self._objects = ObjectFolder.in_data_dir(data_dir)
         self._key = load_or_create_key(data_dir / "secret.key")
         self._deidentifier = Deidentifier(self._key)
@@ -261,6 +262,7 @@ class Worker:
                 load_bundle(Path(entry.folder)),
                 providers=self._settings.worker.providers or None,
                 threads=self._threads,
+                cache_folder=self._engines,
             )
         except ModelError as error:
             # What ran before goes on; a study that needs a model that never loaded says so.
