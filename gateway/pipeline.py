@@ -202,33 +202,43 @@ def prepare_frames(
     for instance in study.instances:
         key = instance.instance_key
         sessions = {name: engine.sessions[name] for name in models[key] if name in engine.sessions}
-        missing = [name for name in models[key] if name not in sessions]
-        if missing:
-            reasons[key] = f"no champion version of {', '.join(missing)} is loaded"
-        if not sessions:
-            continue
+        problems = [f"{name}: no champion version is loaded" for name in models[key] if name not in sessions]
         try:
-            parameters = read_parameters(headers[key], site_key=engine.key)
             count = displayed_frame_count(instance.dataset)
             if count > MAXIMUM_FRAMES:
-                reasons[key] = f"{count} frames, of which the first {MAXIMUM_FRAMES} were judged"
-            for index in range(min(count, MAXIMUM_FRAMES)):
+                problems.append(f"{count} frames, of which the first {MAXIMUM_FRAMES} were judged")
+            parameters = read_parameters(headers[key], site_key=engine.key)
+            for index in range(min(count, MAXIMUM_FRAMES) if sessions else 0):
                 frame = read_frame(instance.dataset, frame_index=index, least_side=_least_side(sessions.values()))
+                inputs = model_inputs(frame, sessions, problems)
                 picture = display_picture(frame)
                 frames.extend(
                     PreparedFrame(
                         instance_key=key,
                         frame_index=index,
                         model_name=name,
-                        model_input=prepare(frame, session.bundle.card.pixel_contract),
+                        model_input=model_input,
                         picture=picture,
                         parameters=parameters,
                     )
-                    for name, session in sessions.items()
+                    for name, model_input in inputs.items()
                 )
         except ModelError as error:
-            reasons[key] = str(error)
+            problems.append(str(error))
+        if problems:
+            reasons[key] = "; ".join(dict.fromkeys(problems))
     return tuple(frames)
+
+
+def model_inputs(frame: Frame, sessions: Mapping[str, ModelSession], problems: list[str]) -> dict[str, ModelInput]:
+    """Each model's tensor of a frame; one that does not take it goes into `problems`, and costs the others nothing."""
+    inputs: dict[str, ModelInput] = {}
+    for name, session in sessions.items():
+        try:
+            inputs[name] = prepare(frame, session.bundle.card.pixel_contract)
+        except ModelError as error:
+            problems.append(f"{name}: {error}")
+    return inputs
 
 
 def _least_side(sessions: Iterable[ModelSession]) -> int:
