@@ -174,16 +174,23 @@ def _children(settings: Settings, data_dir: Path, dicom: socket.socket, web: soc
     def receiver(name: str) -> RunProcess:
         return lambda stop: scp.run(settings, data_dir, stop, name=name, listener=dicom)
 
-    def judge(name: str) -> RunProcess:
-        return lambda stop: worker.run(settings, data_dir, stop, name=name, threads=threads)
+    def judge(name: str, number: int) -> RunProcess:
+        def run(stop: threading.Event) -> None:
+            if devices:
+                # Each worker sees one GPU, so that "device 0" is another one for each; read when CUDA starts.
+                os.environ["CUDA_VISIBLE_DEVICES"] = devices[number % len(devices)]
+            worker.run(settings, data_dir, stop, name=name, threads=threads)
 
-    workers, threads = worker.plan_threads(settings, cores=_cores(), accelerators=_accelerators())
+        return run
+
+    devices = visible_devices(os.environ.get("CUDA_VISIBLE_DEVICES"), Path("/dev"))
+    workers, threads = worker.plan_threads(settings, cores=_cores(), accelerators=len(devices))
     receivers = [f"receiver-{number}" for number in range(settings.dicom.receivers)]
     judges = [f"worker-{number}" for number in range(workers)]
     return [
         Child("monitor", lambda stop: monitor.run(settings, data_dir, stop), drains=False),
         *(Child(name, receiver(name), drains=False, receives=True) for name in receivers),
-        *(Child(name, judge(name), drains=True) for name in judges),
+        *(Child(name, judge(name, number), drains=True) for number, name in enumerate(judges)),
         Child("sender", lambda stop: sender.run(settings, data_dir, stop), drains=True),
         Child("web", lambda stop: server.run(settings, data_dir, stop, listener=web), drains=False),
     ]
@@ -193,9 +200,12 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def _accelerators() -> int:
-    """NVIDIA devices that this process can see, without loading a library."""
-    return len([path for path in Path("/dev").glob("nvidia[0-9]*") if path.name.removeprefix("nvidia").isdigit()])
+def visible_devices(chosen: str | None, device_folder: Path) -> list[str]:
+    """NVIDIA devices that may be used: those in ``CUDA_VISIBLE_DEVICES`` where it is set, else all; loads no library."""
+    if chosen is not None:
+        return [name.strip() for name in chosen.split(",") if name.strip()]
+    numbers = (path.name.removeprefix("nvidia") for path in device_folder.glob("nvidia[0-9]*"))
+    return sorted((number for number in numbers if number.isdigit()), key=int)
 
 
 class Supervisor:

@@ -1,0 +1,55 @@
+"""The supervisor's own decisions; what it does with real processes is in ``tests/test_flow.py``."""
+
+from __future__ import annotations
+
+import os
+import threading
+from pathlib import Path
+
+import pytest
+
+from gateway.service import _watch, visible_devices
+
+
+@pytest.mark.parametrize(
+    ("chosen", "present", "expected"),
+    [
+        (None, [], []),
+        (None, ["nvidia10", "nvidia2", "nvidia0", "nvidiactl", "nvidia-uvm"], ["0", "2", "10"]),
+        ("1, 3", ["nvidia0", "nvidia1", "nvidia3"], ["1", "3"]),
+        ("", ["nvidia0"], []),
+        ("GPU-4b9c", ["nvidia0"], ["GPU-4b9c"]),
+    ],
+)
+def test_each_worker_gets_a_device_that_may_be_used(
+    tmp_path: Path, chosen: str | None, present: list[str], expected: list[str]
+) -> None:
+    for name in present:
+        (tmp_path / name).touch()
+    assert visible_devices(chosen, tmp_path) == expected
+
+
+def test_a_byte_on_the_lifeline_stops_at_once_even_what_drains() -> None:
+    read_end, write_end = os.pipe()
+    stop = threading.Event()
+    os.write(write_end, b"s")
+    _watch(read_end, stop, lambda: False)
+    assert stop.is_set()
+    os.close(write_end)
+    os.close(read_end)
+
+
+def test_the_end_of_the_lifeline_stops_what_drains_when_nothing_is_left() -> None:
+    read_end, write_end = os.pipe()
+    stop = threading.Event()
+    os.close(write_end)
+    looks: list[bool] = []
+
+    def drained() -> bool:
+        looks.append(stop.is_set())
+        return len(looks) > 1
+
+    _watch(read_end, stop, drained)
+    assert stop.is_set()
+    assert looks == [False, False]
+    os.close(read_end)
