@@ -201,7 +201,7 @@ def _cores() -> int:
 
 
 def visible_devices(chosen: str | None, device_folder: Path) -> list[str]:
-    """NVIDIA devices that may be used: those in ``CUDA_VISIBLE_DEVICES`` where it is set, else all; loads no library."""
+    """NVIDIA devices that may be used: those of ``CUDA_VISIBLE_DEVICES`` where it is set, else all."""
     if chosen is not None:
         return [name.strip() for name in chosen.split(",") if name.strip()]
     numbers = (path.name.removeprefix("nvidia") for path in device_folder.glob("nvidia[0-9]*"))
