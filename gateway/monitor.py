@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from drift.alarms import Alarm, AlarmState, decide_alarm
+from drift.alarms import decide_alarm
 from drift.errors import DriftError
 from drift.mmd import MmdTest, make_mmd_test
 from drift.monitors import (
@@ -40,6 +40,7 @@ from gateway.store import Store, open_store
 from gateway.store.monitoring import (
     JudgedRow,
     add_drift_result,
+    alarm_of,
     change_alarm,
     highest_prediction_id,
     judged_scopes,
@@ -346,7 +347,7 @@ class Watch:
             scope=result.scope,
             kind=result.kind,
         )
-        change = decide_alarm(None if row is None else _alarm_of(row), result)
+        change = decide_alarm(None if row is None else alarm_of(row), result)
         if change is None:
             return
         alarm = change.alarm
@@ -373,24 +374,3 @@ class Watch:
             },
         )
         logger.warning("alarm %s: %s on %s: %s", key, alarm.model_name, alarm.scope, alarm.reason)
-
-
-def _alarm_of(row: Mapping[str, Any]) -> Alarm:
-    """The drift room's value of a stored alarm."""
-    return Alarm(
-        kind=DriftKind(row["kind"]),
-        model_name=row["model_name"],
-        model_version=row["model_version"],
-        scope=row["scope"],
-        state=AlarmState(row["state"]),
-        count=row["count"],
-        first_seen=row["first_seen_at"],
-        last_seen=row["last_seen_at"],
-        p_value=row["p_value"],
-        effect=row["effect"],
-        largest_effect=row["largest_effect"],
-        reason=row["message"],
-        changed_at=row["handled_at"] or row["first_seen_at"],
-        changed_by=row["handled_by"],
-        cause=row["handling"],
-    )

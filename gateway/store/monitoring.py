@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -11,6 +12,8 @@ import numpy as np
 import numpy.typing as npt
 from sqlalchemy import delete, func, insert, select, update
 
+from drift.alarms import Alarm, AlarmState
+from drift.monitors import DriftKind
 from gateway.errors import StoreError
 from gateway.store.engine import Store
 from gateway.store.intake import new_key
@@ -164,6 +167,31 @@ def open_alarm(store: Store, *, model_name: str, model_version: int, scope: str,
             .order_by(alarm.c.first_seen_at.desc())
         ).first()
         return None if row is None else dict(row._mapping)
+
+
+def alarm_of(row: Mapping[str, Any]) -> Alarm:
+    """The drift room's value of a stored alarm."""
+
+    def number(column: str) -> float:
+        return math.nan if row[column] is None else float(row[column])
+
+    return Alarm(
+        kind=DriftKind(row["kind"]),
+        model_name=row["model_name"],
+        model_version=row["model_version"],
+        scope=row["scope"],
+        state=AlarmState(row["state"]),
+        count=row["count"],
+        first_seen=row["first_seen_at"],
+        last_seen=row["last_seen_at"],
+        p_value=number("p_value"),
+        effect=number("effect"),
+        largest_effect=number("largest_effect"),
+        reason=row["message"],
+        changed_at=row["handled_at"] or row["first_seen_at"],
+        changed_by=row["handled_by"],
+        cause=row["handling"],
+    )
 
 
 def raise_alarm(store: Store, values: Mapping[str, Any]) -> str:

@@ -11,13 +11,12 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from pydantic import AwareDatetime, BaseModel, Field
 from sqlalchemy import select
 
-from drift.alarms import Alarm, AlarmState, change_state
-from drift.monitors import DriftKind
+from drift.alarms import AlarmState, change_state
 from gateway.errors import StoreError
 from gateway.settings import Settings
 from gateway.store import Store
 from gateway.store import deliveries as delivery_store
-from gateway.store.monitoring import alarms, change_alarm, latest_drift
+from gateway.store.monitoring import alarm_of, alarms, change_alarm, latest_drift
 from gateway.store.schema import alarm, model_alias, quarantine
 from gateway.store.studies import complete_now
 from gateway.studies_view import PRIORITIES, UNGRADABLE, alarm_view, count_studies, list_studies, study_detail
@@ -150,7 +149,7 @@ def take_step(store: Store, alarm_key: str, to: AlarmState, step: Step) -> dict[
         It is not in a state that allows the step, or closes without a cause.
     """
     row = _alarm_row(store, alarm_key)
-    changed = change_state(_alarm_of(row), to, by=step.by, at=datetime.now(UTC), cause=step.cause)
+    changed = change_state(alarm_of(row), to, by=step.by, at=datetime.now(UTC), cause=step.cause)
     change_alarm(
         store,
         alarm_key,
@@ -170,24 +169,3 @@ def _alarm_row(store: Store, alarm_key: str) -> Mapping[str, Any]:
     if row is None:
         raise StoreError(f"no alarm {alarm_key}")
     return dict(row)
-
-
-def _alarm_of(row: Mapping[str, Any]) -> Alarm:
-    effect = float("nan") if row["effect"] is None else row["effect"]
-    return Alarm(
-        kind=DriftKind(row["kind"]),
-        model_name=row["model_name"],
-        model_version=row["model_version"],
-        scope=row["scope"],
-        state=AlarmState(row["state"]),
-        count=row["count"],
-        first_seen=row["first_seen_at"],
-        last_seen=row["last_seen_at"],
-        p_value=float("nan") if row["p_value"] is None else row["p_value"],
-        effect=effect,
-        largest_effect=effect,
-        reason=row["message"],
-        changed_at=row["handled_at"] or row["first_seen_at"],
-        changed_by=row["handled_by"],
-        cause=row["handling"],
-    )
