@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from pydicom import Dataset
 from pydicom.errors import InvalidDicomError
@@ -102,11 +102,31 @@ def association_with(
     )
     if not association.is_established:
         raise DeliveryError(_why_not(association, address))
+    _keep_answers_from_reactor(association)
     try:
         yield association
     finally:
         if association.is_established:
             association.release()
+
+
+def _keep_answers_from_reactor(association: Association) -> None:
+    """Let only those who wait for an answer take it.
+
+    An association is a thread of its own that serves what the peer asks. pynetdicom 3.0.4 pauses it while something is
+    sent, by a flag that may be out of date; then it takes the answer, drops it, and the sender waits for its timeout
+    (``Association._run_reactor`` against ``send_c_store``; on busy cores once in some thousand objects). Nobody asks
+    anything of a storage SCU, so its thread gets no messages at all.
+    """
+    take = association.dimse.get_msg
+
+    def take_unless_reactor(block: bool = False) -> tuple[int | None, Any]:
+        if threading.current_thread() is association:
+            return None, None
+        message: tuple[int | None, Any] = take(block)
+        return message
+
+    association.dimse.get_msg = take_unless_reactor
 
 
 def _hurry(event: evt.Event) -> None:

@@ -33,7 +33,7 @@ from running import free_port, running_storescp, wait_until
 from sqlalchemy import insert, select
 
 from gateway.objects import ObjectFolder, result_path
-from gateway.send import Timeouts, send_files
+from gateway.send import Address, Timeouts, association_with, contexts_for, send_files
 from gateway.sender import Courier, next_attempt
 from gateway.settings import Destination, SenderSettings, load_settings
 from gateway.store import Store, open_store
@@ -414,3 +414,15 @@ def test_send_files_to_nobody(tmp_path: Path) -> None:
     sent = send_files([tmp_path], host="127.0.0.1", port=free_port(), called_ae_title="PACS")
     assert [each.status for each in sent.files] == [None]
     assert "could not be reached" in sent.files[0].error
+
+
+def test_an_answer_is_left_to_whoever_waits_for_it(tmp_path: Path) -> None:
+    """pynetdicom's reactor would take it within a millisecond, when its pause comes too late, and drop it."""
+    kinds = [("1.2.840.10008.5.1.4.1.1.7", "1.2.840.10008.1.2.1")]
+    with running_storescp(tmp_path / "pacs") as pacs:
+        address = Address(host="127.0.0.1", port=pacs.port, called_ae_title="PACS", calling_ae_title="GATEWAY")
+        with association_with(address, contexts_for(kinds, convertible=False)) as association:
+            association.dimse.msg_queue.put((1, "answer"))
+            turns = threading.Event()
+            turns.wait(0.1)
+            assert association.dimse.get_msg(block=False) == (1, "answer")
