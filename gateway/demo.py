@@ -87,7 +87,9 @@ def run_demo(
         with _gateway(settings_file, data_dir, dicom_port, http_port) as (process, where):
             if announce:
                 print(json.dumps(where), flush=True)
-            print(f"worklist: {where['url']}    DICOM: {where['ae_title']}@{where['dicom_host']}:{where['dicom_port']}")
+            print(f"worklist  {where['url']}")
+            print(f"DICOM     {where['ae_title']} on {where['dicom_host']}:{where['dicom_port']}")
+            print(f"data      {data_dir}, log in gateway.log", flush=True)
             with ThreadPoolExecutor(1) as sender:
                 sent: queue.SimpleQueue[SampleStudy] = queue.SimpleQueue()
                 sending = sender.submit(_send, where, Path(scratch), sent)
@@ -121,14 +123,18 @@ def _gateway(
     for option, port in (("--dicom-port", dicom_port), ("--http-port", http_port)):
         if port is not None:
             command += [option, str(port)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    data_dir.mkdir(parents=True, exist_ok=True)
+    log_path = data_dir / "gateway.log"
+    with log_path.open("w") as log:
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True)
     forward = lambda number, _: process.send_signal(number)  # noqa: E731
     before = {number: signal.signal(number, forward) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         assert process.stdout is not None
         line = process.stdout.readline()
         if not line:
-            raise GatewayError(f"the gateway did not start (exit status {process.wait()}); its reason stands above")
+            process.wait()
+            raise GatewayError(f"the gateway did not start:\n{log_path.read_text().strip()}")
         yield process, json.loads(line)
     finally:
         if process.poll() is None:
