@@ -51,6 +51,8 @@ from models.session import ModelSession
 logger = logging.getLogger(__name__)
 
 POLL_S = 0.2
+STORE_PAUSE_S = 5.0
+"""Between looks at a store that fails: the disk is full, or the database away."""
 REPORT_S = 5.0
 CHAMPION = "champion"
 HEAT_MAP_LONG_SIDE = 256
@@ -67,7 +69,7 @@ def run(settings: Settings, data_dir: Path, stop: threading.Event, *, name: str,
     try:
         while not stop.is_set():
             if not worker.work_once():
-                stop.wait(POLL_S)
+                stop.wait(worker.pause_s)
     finally:
         worker.close()
 
@@ -98,6 +100,8 @@ class Worker:
         self._executor = ThreadPoolExecutor(threads, thread_name_prefix="study")
         self._sessions: dict[str, ModelSession] = {}
         self._broken: set[AliasedVersion] = set()
+        self.pause_s = POLL_S
+        """How long to wait when there was nothing to do, or nothing could be done."""
         self._judged = 0
         self._reported_at = 0.0
         self._closed = threading.Event()
@@ -118,6 +122,7 @@ class Worker:
             self._report()
             queue_complete_studies(self._store, now)
             if not self._follow_aliases():
+                self.pause_s = POLL_S
                 return False
             claimed = claim_studies(
                 self._store,
@@ -129,7 +134,9 @@ class Worker:
             )
         except StoreError as error:
             logger.error("%s", error)
+            self.pause_s = STORE_PAUSE_S
             return False
+        self.pause_s = POLL_S
         worn_out = [each for each in claimed if each.attempts > self._settings.worker.attempts]
         for each in worn_out:
             self._give_back(each, f"given up after {each.attempts - 1} attempts that did not end", retry=False)

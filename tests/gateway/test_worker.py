@@ -12,7 +12,7 @@ from photographs import drawn_jpeg, op_dataset, write
 from pydicom import Dataset
 
 from gateway import worker as worker_module
-from gateway.errors import ResultError
+from gateway.errors import ResultError, StoreError
 from gateway.objects import ObjectFolder
 from gateway.settings import Settings, load_settings
 from gateway.store import Store, open_store
@@ -202,3 +202,15 @@ def test_conclusions() -> None:
 
     nothing = StudyJudgement(study=Study(study_key="k", instances=()), not_judged_reasons={"a": "no rule matches"})
     assert conclusion(nothing) == (StudyState.NOT_MATCHED, "no rule matches")
+
+
+def test_a_store_that_fails_is_left_alone_for_a_while(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: Any, **__: Any) -> Any:
+        raise StoreError("disk is full")
+
+    with monkeypatch.context() as failing:
+        failing.setattr(worker_module, "claim_studies", fails)
+        assert not worker.work_once()
+        assert worker.pause_s == worker_module.STORE_PAUSE_S
+    assert not worker.work_once()
+    assert worker.pause_s == worker_module.POLL_S
