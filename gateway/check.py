@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from pydicom.errors import InvalidDicomError
 from drift.mmd import ALIBI_PERMUTATIONS
 from gateway.errors import SettingsError
 from gateway.routing import choose_rule, explain, is_quality_control
+from gateway.send import find_files
 from gateway.settings import Settings, load_settings
 from models import bundled_folders
 from models.card import load_bundle
@@ -39,7 +40,7 @@ def check(config: Path | None, files: Sequence[Path]) -> dict[str, Any]:
         settings = load_settings(config)
     except SettingsError as error:
         return {"ok": False, "errors": str(error).splitlines(), "warnings": [], "images": []}
-    images = [_try_rules(path, settings) for path in _dicom_files(files)]
+    images = [_try_rules(path, settings) for path in find_files(files)]
     unreadable = [f"{image['path']}: {image['error']}" for image in images if image["error"]]
     return {
         "ok": not unreadable,
@@ -71,13 +72,6 @@ def _warnings(settings: Settings) -> list[str]:
     if settings.monitor.backend == "alibi" and not installed:
         warnings.append("monitor.backend is alibi, which is not installed: pip install 'dicom-ai-gateway[alibi]'")
     return warnings
-
-
-def _dicom_files(paths: Iterable[Path]) -> list[Path]:
-    files: list[Path] = []
-    for path in paths:
-        files.extend(sorted(each for each in path.rglob("*") if each.is_file()) if path.is_dir() else [path])
-    return files
 
 
 def _try_rules(path: Path, settings: Settings) -> dict[str, Any]:

@@ -219,14 +219,3 @@ def write_aliases(store: Store, aliases: Sequence[AliasedVersion], now: datetime
                     updated_at=now,
                 )
             )
-
-
-def predicted_instances(store: Store, study_key: str) -> frozenset[tuple[str, str, int]]:
-    """(instance key, model name, model version) of every prediction that the study has."""
-    with store.read() as connection:
-        rows = connection.execute(
-            select(prediction.c.instance_key, prediction.c.model_name, prediction.c.model_version).where(
-                prediction.c.study_key == study_key
-            )
-        )
-        return frozenset((row.instance_key, row.model_name, row.model_version) for row in rows)
