@@ -11,6 +11,7 @@ import os
 import tomllib
 from collections.abc import Mapping
 from importlib import resources
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -48,11 +49,77 @@ class DicomSettings(_Section):
     host: str
     port: Port
     receivers: int = Field(ge=1, le=64)
-    maximum_pdu_bytes: int = Field(ge=4096, le=1 << 20)
-    maximum_associations: int = Field(ge=1, le=10_000)
-    network_timeout_s: float = Field(gt=0)
-    association_timeout_s: float = Field(gt=0)
+    unencrypted: bool
+    """Whether the port without TLS is open."""
     require_called_ae_title: bool
+    unknown_peers: Literal["auto", "refuse", "accept"]
+    echo_for_strangers: bool
+    maximum_pdu_bytes: int = Field(ge=4096, le=1 << 20)
+    maximum_connections: int = Field(ge=1, le=100_000)
+    maximum_connections_per_address: int = Field(ge=1, le=100_000)
+    maximum_associations: int = Field(ge=1, le=10_000)
+    maximum_associations_per_address: int = Field(ge=1, le=10_000)
+    association_timeout_s: float = Field(gt=0)
+    network_timeout_s: float = Field(gt=0)
+    minimum_bytes_per_s: float = Field(ge=0)
+    minimum_rate_window_s: float = Field(gt=0)
+    longest_queue: int = Field(ge=1)
+
+
+class TlsSettings(_Section):
+    """DICOM over TLS, received and sent."""
+
+    enabled: bool
+    host: str
+    port: Port
+    certificate: str
+    key: str
+    authorities: str
+    client_certificates: Literal["required", "none"]
+    minimum_version: Literal["1.2", "1.3"]
+
+    @model_validator(mode="after")
+    def _files_are_named(self) -> TlsSettings:
+        needed = {"certificate": self.certificate, "key": self.key}
+        if self.client_certificates == "required":
+            needed["authorities"] = self.authorities
+        missing = [name for name, value in needed.items() if not value]
+        if self.enabled and missing:
+            raise ValueError(f"TLS needs {' and '.join(missing)}: paths of PEM files")
+        return self
+
+
+class KnownPeer(_Section):
+    """A node that may send: who it is, where from, and where answers of its own association go."""
+
+    ae_title: AeTitle
+    addresses: tuple[str, ...] = ()
+    """Addresses or networks (``10.1.2.3``, ``10.1.0.0/16``, ``fd00::/8``) that it may connect from; empty: any."""
+    certificate_sha256: tuple[str, ...] = ()
+    """SHA-256 fingerprints of the certificates it may show; hexadecimal, colons allowed."""
+    certificate_names: tuple[str, ...] = ()
+    """DNS names or common names, one of which its certificate must hold."""
+    host: str = ""
+    port: int = Field(default=0, ge=0, le=65535)
+    """Where it listens, for storage commitment answers; 0: it does not."""
+    tls: bool = False
+    """Whether it listens with TLS."""
+
+    @field_validator("addresses")
+    @classmethod
+    def _are_addresses(cls, addresses: tuple[str, ...]) -> tuple[str, ...]:
+        for address in addresses:
+            ip_network(address, strict=False)
+        return addresses
+
+    @field_validator("certificate_sha256")
+    @classmethod
+    def _are_fingerprints(cls, fingerprints: tuple[str, ...]) -> tuple[str, ...]:
+        plain = tuple(each.replace(":", "").lower() for each in fingerprints)
+        for each in plain:
+            if len(each) != 64 or set(each) - set("0123456789abcdef"):
+                raise ValueError(f"{each!r} is not a SHA-256 fingerprint (64 hexadecimal digits)")
+        return plain
 
 
 class WebSettings(_Section):
@@ -60,6 +127,66 @@ class WebSettings(_Section):
 
     host: str
     port: Port
+    names: tuple[str, ...]
+    """Further host names by which a browser may call, such as a reverse proxy's."""
+    certificate: str
+    key: str
+    authentication: Literal["on", "off"]
+    session_idle_minutes: float = Field(gt=0)
+    session_hours: float = Field(gt=0)
+    login_attempts_per_minute: int = Field(ge=1)
+    requests_per_minute: int = Field(ge=10)
+    maximum_upload_bytes: int = Field(ge=1 << 20)
+
+    @model_validator(mode="after")
+    def _open_on_loopback_only(self) -> WebSettings:
+        if self.authentication == "off" and self.host not in {"127.0.0.1", "::1", "localhost"}:
+            raise ValueError(f"authentication may be off on loopback only, and host is {self.host!r}")
+        if bool(self.certificate) != bool(self.key):
+            raise ValueError("certificate and key are needed both: paths of PEM files")
+        return self
+
+
+class DiskSettings(_Section):
+    """The disk guard. A mark is the smaller of its two settings."""
+
+    expire_below_fraction: float = Field(ge=0, lt=1)
+    expire_below_bytes: int = Field(ge=0)
+    refuse_below_fraction: float = Field(ge=0, lt=1)
+    refuse_below_bytes: int = Field(ge=0)
+    interval_s: float = Field(gt=0)
+
+    @model_validator(mode="after")
+    def _expires_first(self) -> DiskSettings:
+        if self.refuse_below_fraction > self.expire_below_fraction or self.refuse_below_bytes > self.expire_below_bytes:
+            raise ValueError("the refuse_below marks must not be above the expire_below marks")
+        return self
+
+
+class RetentionSettings(_Section):
+    """How long things are kept, by kind; 0: for ever."""
+
+    originals_days: float = Field(ge=0)
+    results_days: float = Field(ge=0)
+    quarantine_days: float = Field(ge=0)
+    records_days: float = Field(ge=0)
+
+
+class CommitmentSettings(_Section):
+    """Storage commitment, as provider and as user."""
+
+    first_delay_s: float = Field(gt=0)
+    longest_delay_s: float = Field(gt=0)
+    give_up_after_s: float = Field(gt=0)
+    answer_within_s: float = Field(gt=0)
+
+
+class DecodingSettings(_Section):
+    """Limits of the processes that decode pixels."""
+
+    maximum_frame_bytes: int = Field(ge=1 << 20)
+    memory_bytes: int = Field(ge=1 << 28)
+    time_s: float = Field(gt=0)
 
 
 class StoreSettings(_Section):
@@ -126,6 +253,9 @@ class Destination(_Section):
     ae_title: AeTitle
     host: str = Field(min_length=1)
     port: int = Field(ge=1, le=65535)
+    tls: bool = False
+    storage_commitment: bool = False
+    """Whether it is asked to commit what was sent; the local copy stays until it has."""
 
 
 class Rule(_Section):
@@ -154,13 +284,19 @@ class Settings(_Section):
     """All settings. Valid once constructed."""
 
     dicom: DicomSettings
+    tls: TlsSettings
     web: WebSettings
     store: StoreSettings
+    disk: DiskSettings
+    retention: RetentionSettings
+    commitment: CommitmentSettings
     completion: CompletionSettings
+    decoding: DecodingSettings
     worker: WorkerSettings
     sender: SenderSettings
     models: ModelSettings
     monitor: MonitorSettings
+    peers: tuple[KnownPeer, ...] = ()
     destinations: tuple[Destination, ...] = ()
     rules: tuple[Rule, ...] = ()
 
@@ -175,6 +311,8 @@ class Settings(_Section):
                 raise ValueError(
                     f"rule {rule.name!r} sends to {sorted(unknown)}, which is not among the destinations {names}"
                 )
+        if not (self.dicom.unencrypted or self.tls.enabled):
+            raise ValueError("nobody could send: dicom.unencrypted and tls.enabled are both false")
         return self
 
     def destinations_of(self, rule: Rule) -> tuple[Destination, ...]:
@@ -268,6 +406,8 @@ def _known_keys(location: tuple[str | int, ...]) -> list[str]:
             model = Rule
         elif part == "destinations":
             model = Destination
+        elif part == "peers":
+            model = KnownPeer
         else:
             annotation = model.model_fields[part].annotation
             if isinstance(annotation, type) and issubclass(annotation, BaseModel):

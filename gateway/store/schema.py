@@ -86,6 +86,9 @@ study = Table(
     Column("attempts", Integer, nullable=False, default=0),
     Column("lease_owner", String(64)),
     Column("lease_until", Utc),
+    Column("hold_reason", Text),  # NULL: not on hold; nothing of a study on hold expires
+    Column("held_by", String(64)),
+    Column("held_at", Utc),
 )
 Index("ix_study_state_complete_at", study.c.state, study.c.complete_at)
 Index("ix_study_state_priority_queued_at", study.c.state, study.c.priority, study.c.queued_at)
@@ -110,7 +113,9 @@ instance = Table(
     Column("rule", String(128)),  # the rule that chose it; NULL: none did, or not looked at yet
     Column("not_judged_reason", Text, nullable=False, default=""),
     Column("received_at", Utc, nullable=False),
+    Column("removed_at", Utc),  # the file has expired; the row stays
 )
+Index("ix_instance_removed_at_received_at", instance.c.removed_at, instance.c.received_at)
 
 quarantine = Table(
     "quarantine",
@@ -168,6 +173,7 @@ result = Table(
     Column("sop_instance_uid", UID, nullable=False, unique=True),
     Column("path", String(255), nullable=False),
     Column("created_at", Utc, nullable=False),
+    Column("removed_at", Utc),  # the file has expired; the row stays
 )
 
 delivery = Table(
@@ -183,6 +189,7 @@ delivery = Table(
     Column("last_error", Text, nullable=False, default=""),
     Column("created_at", Utc, nullable=False),
     Column("delivered_at", Utc),
+    Column("committed_at", Utc),  # the destination has taken responsibility (storage commitment)
     UniqueConstraint("result_key", "destination"),
 )
 Index("ix_delivery_state_next_attempt_at", delivery.c.state, delivery.c.next_attempt_at)
@@ -259,4 +266,74 @@ process = Table(
     Column("started_at", Utc, nullable=False),
     Column("seen_at", Utc, nullable=False),
     Column("detail", JSON, nullable=False),  # providers in use, models loaded, counters
+)
+
+commitment = Table(
+    "commitment",
+    metadata,
+    # Storage commitment transactions (PS3.4 Annex J), the gateway being provider or user.
+    Column("commitment_key", KEY, primary_key=True),
+    Column("role", String(8), nullable=False),  # "provider": a peer asked; "user": the gateway asks a destination
+    Column("transaction_uid", UID, nullable=False),
+    Column("partner", String(64), nullable=False),  # provider: the calling AE title; user: the destination's name
+    Column("instances", JSON, nullable=False),  # list of [sop_class_uid, sop_instance_uid]
+    Column("state", String(16), nullable=False),  # pending, asked, done, dead
+    Column("attempts", Integer, nullable=False, default=0),
+    Column("next_attempt_at", Utc, nullable=False),
+    Column("last_error", Text, nullable=False, default=""),
+    Column("created_at", Utc, nullable=False),
+    Column("done_at", Utc),
+    UniqueConstraint("role", "partner", "transaction_uid"),
+)
+Index("ix_commitment_state_next_attempt_at", commitment.c.state, commitment.c.next_attempt_at)
+
+account = Table(
+    "account",
+    metadata,
+    Column("name", String(64), primary_key=True),
+    Column("password_hash", Text, nullable=False),  # argon2id
+    Column("role", String(16), nullable=False),  # viewer, radiologist, engineer, administrator
+    Column("must_change", Boolean, nullable=False, default=False),
+    Column("disabled", Boolean, nullable=False, default=False),
+    Column("created_at", Utc, nullable=False),
+    Column("changed_at", Utc, nullable=False),
+    Column("last_seen_at", Utc),
+)
+
+session = Table(
+    "session",
+    metadata,
+    Column("session_hash", String(64), primary_key=True),  # SHA-256 of the cookie's value
+    Column("name", String(64), ForeignKey("account.name"), nullable=False, index=True),
+    Column("address", String(64), nullable=False),
+    Column("created_at", Utc, nullable=False),
+    Column("seen_at", Utc, nullable=False),
+)
+
+token = Table(
+    "token",
+    metadata,
+    # For machines.
+    Column("token_key", KEY, primary_key=True),
+    Column("token_hash", String(64), nullable=False, unique=True),  # SHA-256
+    Column("purpose", String(128), nullable=False),
+    Column("role", String(16), nullable=False),
+    Column("created_by", String(64), nullable=False),
+    Column("created_at", Utc, nullable=False),
+    Column("expires_at", Utc),
+    Column("revoked_at", Utc),
+    Column("last_used_at", Utc),
+)
+
+audit = Table(
+    "audit",
+    metadata,
+    # Who did what, append-only. Subjects are the gateway's own keys and names.
+    Column("audit_id", Integer, primary_key=True, autoincrement=True),
+    Column("at", Utc, nullable=False, index=True),
+    Column("actor", String(128), nullable=False),
+    Column("address", String(64), nullable=False, default=""),
+    Column("action", String(64), nullable=False),
+    Column("subject", String(192), nullable=False, default=""),
+    Column("detail", Text, nullable=False, default=""),
 )

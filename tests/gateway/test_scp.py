@@ -8,6 +8,7 @@ import logging
 import os
 import random
 import resource
+import signal
 import socket
 import struct
 import subprocess
@@ -532,14 +533,20 @@ def test_gateway_has_one_implementation_class_uid(receivers: Receivers) -> None:
 # --- several receivers, killed ------------------------------------------------------------------------------------
 
 
+def stop_process(pid: int) -> None:
+    """Stop a process, and wait until it stands still: until then it may accept once more."""
+    os.kill(pid, signal.SIGSTOP)
+    status = Path(f"/proc/{pid}/stat")
+    wait_until(lambda: status.read_text().rpartition(")")[2].split()[0] == "T", "a process to stand still")
+
+
 def test_no_waiting_connection_is_lost_with_a_receiver(make_receivers: Callable[..., Receivers]) -> None:
     receivers = make_receivers(count=2)
-    for name, process in receivers.processes.items():
-        os.kill(process.pid or 0, 19)  # SIGSTOP: nobody accepts
-        assert name
+    for process in receivers.processes.values():
+        stop_process(process.pid or 0)  # nobody accepts
     waiting = [socket.create_connection(("127.0.0.1", receivers.port), timeout=30) for _ in range(8)]
     receivers.kill("receiver-0")
-    os.kill(receivers.processes["receiver-1"].pid or 0, 18)  # SIGCONT
+    os.kill(receivers.processes["receiver-1"].pid or 0, signal.SIGCONT)
     for connection in waiting:
         with connection:
             spare, request = associate_request(receivers.port)
