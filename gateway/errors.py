@@ -14,6 +14,8 @@
     ├── DeidentificationError      an object cannot be de-identified, so goes nowhere  (reject)
     ├── ResultError                a result object cannot be built                     (fail)
     │   └── ResultMismatchError    result and source disagree on who or what it is     (fail, loudly)
+    ├── AccountError               an account or token cannot be made or changed so    (reject, with the reason)
+    ├── BusyError                  too much of one kind is asked for at once           (retry)
     └── DeliveryError              a destination refused or could not be reached       (retry)
 
 :data:`DISPOSITIONS` maps each leaf, those of the other rooms included, to what is done; :data:`INTAKE_STATUSES` maps
@@ -76,6 +78,14 @@ class ResultMismatchError(ResultError):
     """A result and its source disagree on patient, study or accession number."""
 
 
+class AccountError(GatewayError):
+    """An account or token cannot be made or changed in that way; says why."""
+
+
+class BusyError(GatewayError):
+    """Too much of one kind is asked for at once; later it would work."""
+
+
 class DeliveryError(GatewayError):
     """A destination refused a result, or could not be reached."""
 
@@ -102,6 +112,8 @@ DISPOSITIONS: Mapping[type[Exception], Disposition] = {
     DeidentificationError: Disposition.REJECT,
     ResultMismatchError: Disposition.FAIL,
     ResultError: Disposition.FAIL,
+    AccountError: Disposition.REJECT,
+    BusyError: Disposition.RETRY,
     DeliveryError: Disposition.RETRY,
     BundleError: Disposition.FAIL,
     RegistryError: Disposition.RETRY,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import insert, select
+from sqlalchemy import Connection, insert, select
 
 from gateway.store.engine import Store
 from gateway.store.schema import audit
@@ -26,16 +26,30 @@ def record(
         What it was done to, by the gateway's own key or name; never PHI.
     """
     with store.write() as connection:
-        connection.execute(
-            insert(audit).values(
-                at=now,
-                actor=actor[:128],
-                address=address[:64],
-                action=action[:64],
-                subject=subject[:192],
-                detail=detail,
-            )
+        add_entry(connection, now=now, actor=actor, action=action, subject=subject, address=address, detail=detail)
+
+
+def add_entry(
+    connection: Connection,
+    *,
+    now: datetime,
+    actor: str,
+    action: str,
+    subject: str = "",
+    address: str = "",
+    detail: str = "",
+) -> None:
+    """As :func:`record`, in the transaction of what was done."""
+    connection.execute(
+        insert(audit).values(
+            at=now,
+            actor=actor[:128],
+            address=address[:64],
+            action=action[:64],
+            subject=subject[:192],
+            detail=detail,
         )
+    )
 
 
 def entries(store: Store, *, limit: int, offset: int = 0) -> list[dict[str, Any]]:

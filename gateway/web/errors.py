@@ -5,6 +5,8 @@ StoreError, no such row       404
 StoreError, cannot be read    503
 UnreadableError, PixelError   422
 TransitionError, AlarmError   409
+AccountError                  422
+BusyError                     503, with Retry-After
 a request that does not fit   422
 anything else                 500, without detail, by :class:`gateway.web.security.Guard`
 ============================  ======
@@ -23,13 +25,16 @@ from jinja2 import Environment
 from starlette.exceptions import HTTPException
 
 from drift.errors import AlarmError
-from gateway.errors import GatewayError, StoreError, TransitionError, UnreadableError
+from gateway.errors import AccountError, BusyError, GatewayError, StoreError, TransitionError, UnreadableError
+from gateway.web.security import wants_page
 from models.errors import PixelError
 
 logger = logging.getLogger(__name__)
 
 STATUSES: Mapping[type[Exception], int] = {
     StoreError: 503,
+    BusyError: 503,
+    AccountError: 422,
     TransitionError: 409,
     AlarmError: 409,
     UnreadableError: 422,
@@ -51,8 +56,7 @@ def add_error_handlers(app: FastAPI, environment: Environment) -> None:
     """Make every error of `app` an answer; `environment` holds the template of the page."""
 
     def answer(request: Request, status: int, message: str, headers: Mapping[str, str] | None = None) -> Response:
-        wants_page = "text/html" in request.headers.get("accept", "") and not request.url.path.startswith("/api/")
-        if not wants_page:
+        if not wants_page(request):
             return JSONResponse({"error": message}, status, headers)
         theme = "light" if request.cookies.get("theme") == "light" else "dark"
         page = environment.get_template("error.html").render(theme=theme, page="error", status=status, message=message)
