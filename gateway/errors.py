@@ -7,7 +7,8 @@
     ├── IntakeError                an object cannot be accepted                        (reject, with a DICOM status)
     │   ├── OutOfResourcesError    disk or queue says no                               (0xA700)
     │   ├── MismatchError          data set and command disagree                       (0xA900)
-    │   └── NotUnderstoodError     truncated, garbage, or not DICOM                    (0xC000)
+    │   ├── NotUnderstoodError     truncated, garbage, or not DICOM                    (0xC000)
+    │   └── OtherContentError      the SOP Instance UID is stored with other content   (0xC001)
     ├── StoreError                 the store cannot be reached, or holds no such row   (retry)
     ├── UnreadableError            a stored file is gone or no longer what it was      (fail)
     ├── TransitionError            a study cannot go from its state to that one        (fail)
@@ -52,6 +53,14 @@ class MismatchError(IntakeError):
 
 class NotUnderstoodError(IntakeError):
     """The data set is truncated, is not DICOM, or lacks what every instance needs."""
+
+
+class OtherContentError(IntakeError):
+    """The SOP Instance UID is stored already, with other bytes; the first stays.
+
+    PS3.4 Table B.2-1 has no code of its own for this. Success would promise that the new content is in the study, which
+    it is not, so the answer is one of the 0xC000 range.
+    """
 
 
 class StoreError(GatewayError):
@@ -106,6 +115,7 @@ DISPOSITIONS: Mapping[type[Exception], Disposition] = {
     OutOfResourcesError: Disposition.RETRY,
     MismatchError: Disposition.REJECT,
     NotUnderstoodError: Disposition.REJECT,
+    OtherContentError: Disposition.REJECT,
     StoreError: Disposition.RETRY,
     UnreadableError: Disposition.FAIL,
     TransitionError: Disposition.FAIL,
@@ -125,6 +135,7 @@ INTAKE_STATUSES: Mapping[type[IntakeError], int] = {
     OutOfResourcesError: 0xA700,
     MismatchError: 0xA900,
     NotUnderstoodError: 0xC000,
+    OtherContentError: 0xC001,
 }
 """PS3.4 Table B.2-1, C-STORE response status values."""
 

@@ -15,6 +15,7 @@ import hashlib
 import logging
 import os
 import threading
+from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -25,12 +26,19 @@ from pydicom import Dataset
 from sqlalchemy import select
 
 from gateway import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME, completion
-from gateway.errors import INTAKE_STATUSES, IntakeError, MismatchError, OutOfResourcesError, StoreError
+from gateway.errors import (
+    INTAKE_STATUSES,
+    IntakeError,
+    MismatchError,
+    OtherContentError,
+    OutOfResourcesError,
+    StoreError,
+)
 from gateway.objects import fsync_folder
 from gateway.routing import attribute_values
 from gateway.settings import CompletionSettings, Rule
 from gateway.store import Store
-from gateway.store.intake import Admission, NewInstance, StudyHeader, admit, known_paths, new_key, put_in_quarantine
+from gateway.store.intake import Admission, NewInstance, StudyHeader, admit_all, known_paths, new_key, put_in_quarantine
 from gateway.store.schema import instance
 from gateway.validate import Inspection, inspect
 
@@ -38,12 +46,10 @@ logger = logging.getLogger(__name__)
 
 
 SUCCESS = 0x0000
-OTHER_CONTENT = 0xC001
-"""The SOP Instance UID is stored already, with other bytes. PS3.4 Table B.2-1 has no code of its own for this; Success
-would promise that the new content is in the study, which it is not, so the answer is in the 0xC000 range."""
 PROCESSING_FAILURE = 0x0110
 """PS3.7 section 9.1.1.1.9: an error inside the gateway; nothing was stored."""
 
+_FLUSH_BYTES = 8 << 20
 _ADMIT_TRIES = 3
 _ERROR_COMMENT_CHARACTERS = 64  # (0000,0902) is LO
 
@@ -90,6 +96,7 @@ class Spool:
         self.keep_file = False
         self._sha256 = hashlib.sha256()
         self._descriptor = -1
+        self._flushing_bytes = 0
         meta = file_meta(sop_class_uid, sop_instance_uid, transfer_syntax_uid)
         self.offset = len(meta)
         try:
@@ -102,6 +109,10 @@ class Spool:
         """Add a fragment of the data set."""
         self._write_all(memoryview(piece))
         self._sha256.update(piece)
+        if self.size_bytes - self._flushing_bytes >= _FLUSH_BYTES and self.failure is None:
+            # Have the kernel begin to write, so that the fsync at the end of a large object finds little left.
+            os.posix_fadvise(self._descriptor, self._flushing_bytes, 0, os.POSIX_FADV_DONTNEED)
+            self._flushing_bytes = self.size_bytes
 
     def _write_all(self, piece: memoryview) -> None:
         if self.failure is not None:
@@ -162,6 +173,14 @@ def file_meta(sop_class_uid: str, sop_instance_uid: str, transfer_syntax_uid: st
     return bytes(128) + b"DICM" + group_length + bytes(elements)
 
 
+@dataclass(slots=True)
+class _Arrival:
+    """A row that waits for the next commit."""
+
+    new: NewInstance
+    outcome: Admission | StoreError | None = None
+
+
 @dataclass(slots=True, kw_only=True)
 class Intake:
     """Takes spooled data sets in. One a process; its methods may be called by many threads."""
@@ -173,8 +192,9 @@ class Intake:
     completion: CompletionSettings
     stored: int = 0
     refused: int = 0
-    _one_writer: threading.Lock = field(default_factory=threading.Lock)
-    # SQLite lets one writer in and makes the others poll with growing pauses; a lock wakes the next one at once.
+    _counting: threading.Lock = field(default_factory=threading.Lock)
+    _committing: threading.Lock = field(default_factory=threading.Lock)
+    _arrivals: deque[_Arrival] = field(default_factory=deque)
 
     def open(self, *, sop_class_uid: str, sop_instance_uid: str, transfer_syntax_uid: str) -> Spool:
         """A spool for a data set that is about to arrive."""
@@ -196,11 +216,11 @@ class Intake:
             answer = self._refuse(spool, peer, error)
         finally:
             spool.close()
-        with self._one_writer:
-            if answer.status == SUCCESS:
+        if answer.status == SUCCESS:
+            with self._counting:
                 self.stored += 1
-            else:
-                self.refused += 1
+        else:
+            self.count_refused()
         if answer.status != SUCCESS:
             logger.warning(
                 "refused %s from %s at %s with 0x%04X: %s",
@@ -211,6 +231,11 @@ class Intake:
                 answer.reason,
             )
         return answer
+
+    def count_refused(self) -> None:
+        """Count an instance that is not taken."""
+        with self._counting:
+            self.refused += 1
 
     def _take(self, spool: Spool, peer: Peer) -> Answer:
         if spool.failure is not None:
@@ -227,9 +252,7 @@ class Intake:
         new = self._new_instance(spool, inspection, relative, peer)
         admission = self._admit(new, spool)
         if admission is Admission.OTHER_BYTES:
-            reason = "this SOP Instance UID is stored already with other content"
-            self._quarantine(spool, peer, reason)
-            return Answer(status=OTHER_CONTENT, instance_key=spool.key, reason=reason)
+            raise OtherContentError("this SOP Instance UID is stored already with other content")
         if admission is Admission.ALREADY_THERE:
             spool.discard()
         return Answer(status=SUCCESS, instance_key=spool.key)
@@ -245,8 +268,7 @@ class Intake:
         """
         for tries_left in reversed(range(_ADMIT_TRIES)):
             try:
-                with self._one_writer:
-                    return admit(self.store, new)
+                return self._commit(new)
             except StoreError:
                 spool.keep_file = True
                 if self._is_committed(new.instance_key):
@@ -255,6 +277,30 @@ class Intake:
                 if not tries_left:
                     raise
         raise AssertionError("unreachable")
+
+    def _commit(self, new: NewInstance) -> Admission:
+        """Commit a row together with those of all other threads that wait: one transaction, one fsync.
+
+        Raises
+        ------
+        StoreError
+            The transaction failed.
+        """
+        own = _Arrival(new)
+        self._arrivals.append(own)
+        with self._committing:
+            if own.outcome is None:
+                batch = [self._arrivals.popleft() for _ in range(len(self._arrivals))]
+                try:
+                    outcomes: Sequence[Admission | StoreError] = admit_all(self.store, [each.new for each in batch])
+                except StoreError as error:
+                    outcomes = [error] * len(batch)
+                for arrival, outcome in zip(batch, outcomes, strict=True):
+                    arrival.outcome = outcome
+        assert own.outcome is not None
+        if isinstance(own.outcome, StoreError):
+            raise StoreError(str(own.outcome)) from own.outcome
+        return own.outcome
 
     def _is_committed(self, instance_key: str) -> bool:
         with self.store.read() as connection:

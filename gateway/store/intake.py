@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import Enum
@@ -67,8 +68,8 @@ class Admission(Enum):
     """Same SOP Instance UID, other bytes: the first stays; the new file goes to quarantine."""
 
 
-def admit(store: Store, new: NewInstance) -> Admission:
-    """Give an instance its row and its study, in one transaction; durable when this returns.
+def admit_all(store: Store, arrivals: Sequence[NewInstance]) -> list[Admission]:
+    """Give instances their rows and studies, all in one transaction; durable when this returns.
 
     Raises
     ------
@@ -76,33 +77,48 @@ def admit(store: Store, new: NewInstance) -> Admission:
         Nothing was written.
     """
     with store.write() as connection:
-        known = connection.execute(
-            select(instance.c.sha256).where(instance.c.sop_instance_uid == new.sop_instance_uid)
-        ).scalar_one_or_none()
-        if known is not None:
-            return Admission.ALREADY_THERE if known == new.sha256 else Admission.OTHER_BYTES
-        study_key = _grow_study(connection, new)
-        connection.execute(
-            insert(instance).values(
-                instance_key=new.instance_key,
-                study_key=study_key,
-                sop_instance_uid=new.sop_instance_uid,
-                sop_class_uid=new.sop_class_uid,
-                series_instance_uid=new.series_instance_uid,
-                transfer_syntax_uid=new.transfer_syntax_uid,
-                modality=new.modality,
-                sha256=new.sha256,
-                size_bytes=new.size_bytes,
-                path=new.path,
-                calling_ae_title=new.calling_ae_title,
-                peer_address=new.peer_address,
-                received_at=new.received_at,
-            )
+        return [_admit(connection, new) for new in arrivals]
+
+
+def _admit(connection: Connection, new: NewInstance) -> Admission:
+    known = connection.execute(
+        select(instance.c.instance_key, instance.c.sha256, instance.c.removed_at).where(
+            instance.c.sop_instance_uid == new.sop_instance_uid
         )
+    ).one_or_none()
+    if known is not None and known.sha256 != new.sha256:
+        return Admission.OTHER_BYTES
+    if known is not None and known.removed_at is None:
+        return Admission.ALREADY_THERE
+    study_key = _grow_study(connection, new, by=0 if known is not None else 1)
+    file = {
+        "path": new.path,
+        "calling_ae_title": new.calling_ae_title,
+        "peer_address": new.peer_address,
+        "received_at": new.received_at,
+    }
+    if known is not None:  # its file had expired
+        back = update(instance).where(instance.c.instance_key == known.instance_key)
+        connection.execute(back.values(removed_at=None, **file))
+        return Admission.STORED
+    connection.execute(
+        insert(instance).values(
+            instance_key=new.instance_key,
+            study_key=study_key,
+            sop_instance_uid=new.sop_instance_uid,
+            sop_class_uid=new.sop_class_uid,
+            series_instance_uid=new.series_instance_uid,
+            transfer_syntax_uid=new.transfer_syntax_uid,
+            modality=new.modality,
+            sha256=new.sha256,
+            size_bytes=new.size_bytes,
+            **file,
+        )
+    )
     return Admission.STORED
 
 
-def _grow_study(connection: Connection, new: NewInstance) -> str:
+def _grow_study(connection: Connection, new: NewInstance, *, by: int) -> str:
     """The key of the study that `new` belongs to, made or taken back to RECEIVING."""
     row = connection.execute(
         select(study.c.study_key, study.c.state, study.c.first_received_at, study.c.complete_at)
@@ -144,7 +160,7 @@ def _grow_study(connection: Connection, new: NewInstance) -> str:
         .values(
             # A study that a worker holds stays with it; the worker sees the new revision when it finishes.
             state=StudyState.RECEIVING if late else row.state,
-            instance_count=study.c.instance_count + 1,
+            instance_count=study.c.instance_count + by,
             revision=study.c.revision + 1,
             last_received_at=new.received_at,
             complete_at=min(max(quiet_until, longest), started + new.hard_cap),

@@ -29,6 +29,8 @@ def test_every_intake_error_has_a_status_of_its_range() -> None:
     assert statuses[errors.OutOfResourcesError] >> 8 == 0xA7
     assert statuses[errors.MismatchError] >> 8 == 0xA9
     assert statuses[errors.NotUnderstoodError] >> 12 == 0xC
+    assert statuses[errors.OtherContentError] >> 12 == 0xC
+    assert len(set(statuses.values())) == len(statuses)
 
 
 def test_an_unknown_error_needs_a_person() -> None:

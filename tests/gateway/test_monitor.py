@@ -16,7 +16,7 @@ from drift.reference import load_reference
 from gateway.monitor import RegistryFollower, Watch, choose_backend
 from gateway.settings import Settings, load_settings
 from gateway.store import Store, open_store
-from gateway.store.intake import NewInstance, StudyHeader, admit, new_key
+from gateway.store.intake import NewInstance, StudyHeader, admit_all, new_key
 from gateway.store.monitoring import alarms, latest_drift
 from gateway.store.predictions import (
     AliasedVersion,
@@ -64,25 +64,27 @@ def store(tmp_path: Path) -> Store:
 def judge(store: Store, tmp_path: Path, embedding: npt.NDArray[Any], row: int, device: str = "Kowa VX-10") -> None:
     """One study through the store, as a worker leaves it."""
     key = new_key()
-    admit(
+    admit_all(
         store,
-        NewInstance(
-            instance_key=key,
-            header=StudyHeader(study_instance_uid=f"1.2.{int(key, 16)}"[:64]),
-            sop_instance_uid=f"1.3.{int(key, 16)}"[:64],
-            sop_class_uid="1.2",
-            series_instance_uid="1.4",
-            transfer_syntax_uid="1.2.840.10008.1.2.1",
-            modality="OP",
-            sha256="0" * 64,
-            size_bytes=1,
-            path=f"instances/{key}",
-            calling_ae_title="A",
-            peer_address="127.0.0.1",
-            received_at=NOW,
-            quiet_time=timedelta(0),
-            hard_cap=timedelta(1),
-        ),
+        [
+            NewInstance(
+                instance_key=key,
+                header=StudyHeader(study_instance_uid=f"1.2.{int(key, 16)}"[:64]),
+                sop_instance_uid=f"1.3.{int(key, 16)}"[:64],
+                sop_class_uid="1.2",
+                series_instance_uid="1.4",
+                transfer_syntax_uid="1.2.840.10008.1.2.1",
+                modality="OP",
+                sha256="0" * 64,
+                size_bytes=1,
+                path=f"instances/{key}",
+                calling_ae_title="A",
+                peer_address="127.0.0.1",
+                received_at=NOW,
+                quiet_time=timedelta(0),
+                hard_cap=timedelta(1),
+            )
+        ],
     )
     with store.read() as connection:
         study_key = connection.exec_driver_sql(

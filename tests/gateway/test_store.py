@@ -16,7 +16,7 @@ from sqlalchemy import insert, select, update
 from gateway.errors import StoreError, TransitionError
 from gateway.store import Store, open_store
 from gateway.store.deliveries import due_deliveries, mark_delivered, mark_failed, resend
-from gateway.store.intake import Admission, NewInstance, StudyHeader, admit, known_paths, new_key, put_in_quarantine
+from gateway.store.intake import Admission, NewInstance, StudyHeader, admit_all, known_paths, new_key, put_in_quarantine
 from gateway.store.schema import delivery, instance, metadata, quarantine, result, study
 from gateway.store.studies import (
     claim_studies,
@@ -32,6 +32,12 @@ from gateway.study import TRANSITIONS, StudyState
 
 NOW = datetime(2026, 3, 4, 5, 6, 7, tzinfo=UTC)
 QUIET, CAP, LEASE = timedelta(seconds=5), timedelta(seconds=100), timedelta(seconds=60)
+
+
+def admit(store: Store, new: NewInstance) -> Admission:
+    """One instance in a transaction of its own."""
+    (admission,) = admit_all(store, [new])
+    return admission
 
 
 def arrival(study_uid: str, sop_uid: str, *, at: datetime = NOW, sha256: str = "a" * 64) -> NewInstance:
