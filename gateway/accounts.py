@@ -86,7 +86,7 @@ class Accounts:
 
     # --- accounts ---
 
-    def make(self, name: str, password: str, role: Role, *, now: datetime, by: Doer, must_change: bool = False) -> None:
+    def make(self, name: str, password: str, role: Role, *, now: datetime, by: Doer, must_change: bool = False) -> str:
         """A new account.
 
         Raises
@@ -100,6 +100,7 @@ class Accounts:
         account_store.add_account(
             self._store, name=name, password_hash=password_hash, role=role, must_change=must_change, now=now, by=by
         )
+        return name
 
     def set_password(
         self, name: str, password: str, *, now: datetime, by: Doer, must_change: bool = False, keep: str = ""
@@ -287,6 +288,11 @@ class Accounts:
         return account_store.tokens(self._store)
 
 
+def random_password() -> str:
+    """144 random bits."""
+    return secrets.token_urlsafe(18)
+
+
 def sha256(secret: str) -> str:
     """What the store holds of a cookie or token."""
     return hashlib.sha256(secret.encode("utf-8", "surrogatepass")).hexdigest()
@@ -363,7 +369,7 @@ def _read_first_password(path: Path) -> str:
 
 def _write_first_password(path: Path) -> str:
     """A new password in a file of its own, which only this user may read."""
-    password = secrets.token_urlsafe(18)
+    password = random_password()
     new = path.with_name(path.name + ".new")
     try:
         new.unlink(missing_ok=True)

@@ -60,8 +60,10 @@ def _warnings(settings: Settings) -> list[str]:
             warnings.append(f"rule {rule.name!r} names {unknown}; shipped are {sorted(bundled)}")
     if not settings.destinations:
         warnings.append("no destinations: results are kept and shown, and sent nowhere")
-    if settings.web.host not in ("127.0.0.1", "::1", "localhost"):
-        warnings.append(f"pages on {settings.web.host} show patient names, and there is no log-in yet")
+    if settings.web.host not in ("127.0.0.1", "::1", "localhost") and not settings.web.certificate:
+        warnings.append(f"pages on {settings.web.host} go over the network unencrypted: no web.certificate")
+    if settings.web.authentication == "off":
+        warnings.append("web.authentication is off: everybody on this machine sees every patient")
     installed = importlib.util.find_spec("alibi_detect") is not None and importlib.util.find_spec("torch") is not None
     if settings.monitor.backend == "alibi" or (settings.monitor.backend == "auto" and installed):
         warnings.append(LICENCE_WARNING)

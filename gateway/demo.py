@@ -24,6 +24,7 @@ from pydicom import Dataset
 from pynetdicom import AE, AllStoragePresentationContexts, evt
 from tqdm import tqdm
 
+from gateway.accounts import FIRST_ACCOUNT
 from gateway.demo_images import SampleStudy, sample_studies
 from gateway.errors import GatewayError
 from gateway.send import send_files
@@ -89,6 +90,8 @@ def run_demo(
                 print(json.dumps(where), flush=True)
             print(f"worklist  {where['url']}")
             print(f"DICOM     {where['ae_title']} on {where['dicom_host']}:{where['dicom_port']}")
+            if where["first_password_file"] is not None:
+                print(f"log in    as {FIRST_ACCOUNT}; password in {where['first_password_file']}")
             print(f"data      {data_dir}, log in gateway.log", flush=True)
             with ThreadPoolExecutor(1) as sender:
                 sent: queue.SimpleQueue[SampleStudy] = queue.SimpleQueue()

@@ -129,6 +129,8 @@ class WebSettings(_Section):
     port: Port
     names: tuple[str, ...]
     """Further host names by which a browser may call, such as a reverse proxy's."""
+    proxies: tuple[str, ...]
+    """Addresses or networks of reverse proxies: what they say of the browser's address and scheme is believed."""
     certificate: str
     key: str
     authentication: Literal["on", "off"]
@@ -137,6 +139,13 @@ class WebSettings(_Section):
     login_attempts_per_minute: int = Field(ge=1)
     requests_per_minute: int = Field(ge=10)
     maximum_upload_bytes: int = Field(ge=1 << 20)
+
+    @field_validator("proxies")
+    @classmethod
+    def _are_addresses(cls, proxies: tuple[str, ...]) -> tuple[str, ...]:
+        for proxy in proxies:
+            ip_network(proxy, strict=False)
+        return proxies
 
     @model_validator(mode="after")
     def _open_on_loopback_only(self) -> WebSettings:

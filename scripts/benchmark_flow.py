@@ -187,9 +187,10 @@ def gateway(folder: Path, config: str) -> Iterator[tuple[dict[str, Any], int]]:
     (folder / "gateway.toml").write_text(config)
     command = [sys.executable, "-m", "gateway.cli", "serve", "--announce", "--dicom-port", "0", "--http-port", "0"]
     command += ["--config", str(folder / "gateway.toml"), "--data-dir", str(folder / "data")]
+    environment = {**os.environ, "GATEWAY_WEB__AUTHENTICATION": "off"}  # it asks for pages as a stranger
     with (
         (folder / "log").open("w") as log,
-        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True) as process,
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, env=environment) as process,
     ):
         assert process.stdout is not None
         where = json.loads(process.stdout.readline())

@@ -37,6 +37,13 @@ from gateway.web.limits import RateLimit, address_key, retry_after
 from gateway.web.security import SAFE_METHODS, STATIC, wants_page
 
 Clock = Callable[[], datetime]
+
+
+def utc_now() -> datetime:
+    """The time."""
+    return datetime.now(UTC)
+
+
 CSRF_HEADER = "X-CSRF-Token"
 CSRF_FIELD = "csrf_token"
 BACKGROUND_HEADER = "X-Background"
@@ -72,9 +79,7 @@ class Caller:
 class Access:
     """Log-in, permissions and limits of one web process."""
 
-    def __init__(
-        self, settings: WebSettings, accounts: Accounts, store: Store, clock: Clock = lambda: datetime.now(UTC)
-    ) -> None:
+    def __init__(self, settings: WebSettings, accounts: Accounts, store: Store, clock: Clock = utc_now) -> None:
         self.settings = settings
         self.accounts = accounts
         self.clock = clock
@@ -111,7 +116,7 @@ class Access:
                 raise HTTPException(403, "change the password first, on the page /account")
             if request.method not in SAFE_METHODS:
                 await _check_csrf(request, caller)
-        if not caller.may(permission):
+        if not caller.may(permission) or (permission is Permission.OWN and caller.holder is None):
             raise HTTPException(403, _refusal(caller, permission))
         return caller
 
@@ -226,7 +231,9 @@ def _nobody(address: str) -> Caller:
 
 def _refusal(caller: Caller, permission: Permission) -> str:
     if caller.kind == "anyone":
-        return "accounts are managed by the command line while log-in is off"
+        return "log-in is off (web.authentication); accounts are managed by the command line meanwhile"
+    if caller.kind == "token" and permission is Permission.OWN:
+        return "a token has no account"
     return f"the role {caller.role} does not allow this; it needs {permission.value!r}"
 
 

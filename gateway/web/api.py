@@ -6,13 +6,14 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Depends, HTTPException, Query, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from pydantic import AwareDatetime, BaseModel, Field
 from sqlalchemy import select
 
 from drift.alarms import AlarmState, change_state
 from gateway.errors import StoreError
+from gateway.roles import Permission
 from gateway.settings import Settings
 from gateway.store import Store
 from gateway.store import deliveries as delivery_store
@@ -21,6 +22,7 @@ from gateway.store.schema import alarm, model_alias, quarantine
 from gateway.store.studies import complete_now
 from gateway.studies_view import PRIORITIES, UNGRADABLE, alarm_view, count_studies, list_studies, study_detail
 from gateway.study import StudyState
+from gateway.web.access import Access, Caller, MayActOnAlarms, MayActOnStudies, MayOwn, require
 from gateway.web.health import judge_health
 from gateway.web.metrics import CONTENT_TYPE, metrics_text
 
@@ -29,10 +31,14 @@ PriorityName = Literal["HIGH", "MEDIUM", "LOW"]
 assert {*StateName.__args__} == {*StudyState, UNGRADABLE} and {*PriorityName.__args__} == {*PRIORITIES}  # type: ignore[attr-defined]
 
 
+SEES = [Depends(require(Permission.SEE))]
+ANYONE = [Depends(require(Permission.OPEN))]
+
+
 class Step(BaseModel):
     """A person's step on an alarm."""
 
-    by: str = Field(min_length=1, max_length=128)
+    by: str = Field(default="", max_length=128, description="Who; needed, and heeded, only while log-in is off")
     cause: str = Field(default="", max_length=2000)
 
 
@@ -46,16 +52,20 @@ def api_router(settings: Settings, store: Store) -> APIRouter:
 
 
 def _add_state_routes(router: APIRouter, settings: Settings, store: Store) -> None:
-    @router.get("/health", tags=["state"], summary="Whether every process runs and the store answers")
+    @router.get(
+        "/health", dependencies=ANYONE, tags=["state"], summary="Whether every process runs and the store answers"
+    )
     def health() -> JSONResponse:
         found = judge_health(settings, store)
         return JSONResponse(found, 200 if found["status"] == "ok" else 503)
 
-    @router.get("/metrics", tags=["state"], summary="For Prometheus")
+    @router.get("/metrics", dependencies=ANYONE, tags=["state"], summary="For Prometheus")
     def metrics() -> Response:
         return Response(metrics_text(store), media_type=CONTENT_TYPE)
 
-    @router.get("/api/models", tags=["state"], summary="What each alias of the model registry points at")
+    @router.get(
+        "/api/models", dependencies=SEES, tags=["state"], summary="What each alias of the model registry points at"
+    )
     def models() -> list[dict[str, Any]]:
         columns = ("model_name", "alias", "version", "model_sha256", "updated_at")
         statement = select(*(model_alias.c[name] for name in columns))
@@ -63,15 +73,28 @@ def _add_state_routes(router: APIRouter, settings: Settings, store: Store) -> No
             rows = connection.execute(statement.order_by(model_alias.c.model_name, model_alias.c.alias)).mappings()
             return [dict(row) for row in rows]
 
-    @router.get("/api/events", tags=["state"], summary="Server-sent events: the worklist has changed")
+    @router.get("/api/session", tags=["state"], summary="Who is logged in, and what they may do")
+    def session(caller: MayOwn) -> dict[str, Any]:
+        return {"name": caller.actor, "role": caller.role, "permissions": sorted(caller.permissions)}
+
+    @router.get(
+        "/api/events", dependencies=SEES, tags=["state"], summary="Server-sent events: the worklist has changed"
+    )
     async def events(request: Request) -> StreamingResponse:
+        access: Access = request.app.state.access
+
+        async def still_allowed() -> bool:
+            return (await access.identify(request)).may(Permission.SEE)
+
         return StreamingResponse(
-            request.app.state.hub.stream(), media_type="text/event-stream", headers={"X-Accel-Buffering": "no"}
+            request.app.state.hub.stream(still_allowed),
+            media_type="text/event-stream",
+            headers={"X-Accel-Buffering": "no"},
         )
 
 
 def _add_study_routes(router: APIRouter, store: Store) -> None:
-    @router.get("/api/studies", tags=["studies"], summary="Studies, most urgent first")
+    @router.get("/api/studies", dependencies=SEES, tags=["studies"], summary="Studies, most urgent first")
     def studies(
         state: StateName | None = None,
         priority: PriorityName | None = None,
@@ -87,42 +110,58 @@ def _add_study_routes(router: APIRouter, store: Store) -> None:
         )
         return {"studies": found, "total": total}
 
-    @router.get("/api/studies/{study_key}", tags=["studies"], summary="One study")
+    @router.get("/api/studies/{study_key}", dependencies=SEES, tags=["studies"], summary="One study")
     def study(study_key: str) -> dict[str, Any]:
         return study_detail(store, study_key)
 
     @router.post("/api/studies/{study_key}/complete", tags=["studies"], summary="Judge a study now, or again")
-    def complete(study_key: str) -> dict[str, Any]:
+    def complete(request: Request, caller: MayActOnStudies, study_key: str) -> dict[str, Any]:
         study_detail(store, study_key)
         complete_now(store, study_key, datetime.now(UTC))
+        access_of(request).note(caller, "judge now", study_key)
         return study_detail(store, study_key)
 
     @router.post("/api/deliveries/{delivery_id}/resend", tags=["studies"], summary="Send a result again")
-    def resend(delivery_id: int) -> dict[str, Any]:
+    def resend(request: Request, caller: MayActOnStudies, delivery_id: int) -> dict[str, Any]:
         if not 0 < delivery_id < 2**31:
             raise StoreError(f"no delivery {delivery_id}")
         delivery_store.resend(store, delivery_id, datetime.now(UTC))
+        access_of(request).note(caller, "resend", str(delivery_id))
         return {"delivery_id": delivery_id, "state": "pending"}
 
 
 def _add_monitoring_routes(router: APIRouter, store: Store) -> None:
-    @router.get("/api/alarms", tags=["monitoring"], summary="Alarms, newest first")
+    @router.get("/api/alarms", dependencies=SEES, tags=["monitoring"], summary="Alarms, newest first")
     def list_alarms(closed: bool = True) -> list[dict[str, Any]]:
         return [alarm_view(row) for row in alarms(store, closed=closed)]
 
     @router.post("/api/alarms/{alarm_key}/acknowledge", tags=["monitoring"], summary="Take an alarm on")
-    def acknowledge(alarm_key: str, step: Step) -> dict[str, Any]:
-        return take_step(store, alarm_key, AlarmState.ACKNOWLEDGED, step)
+    def acknowledge(request: Request, caller: MayActOnAlarms, alarm_key: str, step: Step) -> dict[str, Any]:
+        changed = take_step(store, alarm_key, AlarmState.ACKNOWLEDGED, by=_by(caller, step), cause=step.cause)
+        access_of(request).note(caller, "alarm acknowledged", alarm_key, step.cause)
+        return changed
 
     @router.post("/api/alarms/{alarm_key}/close", tags=["monitoring"], summary="Close an alarm, with its cause")
-    def close(alarm_key: str, step: Step) -> dict[str, Any]:
-        return take_step(store, alarm_key, AlarmState.CLOSED, step)
+    def close(request: Request, caller: MayActOnAlarms, alarm_key: str, step: Step) -> dict[str, Any]:
+        changed = take_step(store, alarm_key, AlarmState.CLOSED, by=_by(caller, step), cause=step.cause)
+        access_of(request).note(caller, "alarm closed", alarm_key, step.cause)
+        return changed
 
-    @router.get("/api/drift", tags=["monitoring"], summary="The newest drift test of every model, scope and kind")
+    @router.get(
+        "/api/drift",
+        dependencies=SEES,
+        tags=["monitoring"],
+        summary="The newest drift test of every model, scope and kind",
+    )
     def drift() -> list[dict[str, Any]]:
         return [alarm_view(row) for row in latest_drift(store)]
 
-    @router.get("/api/quarantine", tags=["monitoring"], summary="Objects that were not accepted, newest first")
+    @router.get(
+        "/api/quarantine",
+        dependencies=SEES,
+        tags=["monitoring"],
+        summary="Objects that were not accepted, newest first",
+    )
     def quarantined(
         limit: Annotated[int, Query(ge=1, le=1000)] = 100, offset: Annotated[int, Query(ge=0, le=2**31)] = 0
     ) -> list[dict[str, Any]]:
@@ -138,7 +177,22 @@ def list_quarantine(store: Store, *, limit: int, offset: int) -> list[dict[str, 
         return [alarm_view(dict(row)) for row in connection.execute(statement).mappings()]
 
 
-def take_step(store: Store, alarm_key: str, to: AlarmState, step: Step) -> dict[str, Any]:
+def access_of(request: Request) -> Access:
+    """The application's log-in."""
+    access: Access = request.app.state.access
+    return access
+
+
+def _by(caller: Caller, step: Step) -> str:
+    """Who takes the step: who is logged in, and the name that was typed only where nobody is."""
+    if caller.kind != "anyone":
+        return caller.actor
+    if not step.by:
+        raise HTTPException(422, "body.by: say who, while log-in is off")
+    return step.by
+
+
+def take_step(store: Store, alarm_key: str, to: AlarmState, *, by: str, cause: str) -> dict[str, Any]:
     """A person's step on an alarm.
 
     Raises
@@ -149,7 +203,7 @@ def take_step(store: Store, alarm_key: str, to: AlarmState, step: Step) -> dict[
         It is not in a state that allows the step, or closes without a cause.
     """
     row = _alarm_row(store, alarm_key)
-    changed = change_state(alarm_of(row), to, by=step.by, at=datetime.now(UTC), cause=step.cause)
+    changed = change_state(alarm_of(row), to, by=by, at=datetime.now(UTC), cause=cause)
     change_alarm(
         store,
         alarm_key,

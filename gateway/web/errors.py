@@ -20,12 +20,14 @@ from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import HTMLResponse, JSONResponse, Response
+from fastapi.responses import JSONResponse, Response
 from jinja2 import Environment
 from starlette.exceptions import HTTPException
 
 from drift.errors import AlarmError
 from gateway.errors import AccountError, BusyError, GatewayError, StoreError, TransitionError, UnreadableError
+from gateway.web.limits import retry_after
+from gateway.web.render import render
 from gateway.web.security import wants_page
 from models.errors import PixelError
 
@@ -58,15 +60,14 @@ def add_error_handlers(app: FastAPI, environment: Environment) -> None:
     def answer(request: Request, status: int, message: str, headers: Mapping[str, str] | None = None) -> Response:
         if not wants_page(request):
             return JSONResponse({"error": message}, status, headers)
-        theme = "light" if request.cookies.get("theme") == "light" else "dark"
-        page = environment.get_template("error.html").render(theme=theme, page="error", status=status, message=message)
-        return HTMLResponse(page, status, headers)
+        values = {"page": "error", "status": status, "message": message}
+        return render(environment, request, "error.html", status_code=status, headers=headers, **values)
 
     def known(request: Request, error: Exception) -> Response:
         status = status_of(error)
         if status >= 500:
             logger.error("%s: %s", _route(request), error)
-        return answer(request, status, str(error))
+        return answer(request, status, str(error), retry_after(5) if isinstance(error, BusyError) else None)
 
     def unfit(request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
@@ -76,6 +77,8 @@ def add_error_handlers(app: FastAPI, environment: Environment) -> None:
 
     def of_http(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
+        if error.status_code < 400:
+            return Response(status_code=error.status_code, headers=error.headers)
         return answer(request, error.status_code, error.detail, error.headers)
 
     for cls in (GatewayError, AlarmError, PixelError):

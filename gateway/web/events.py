@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 import logging
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 from anyio import to_thread
 from sqlalchemy import func, select
@@ -71,13 +71,19 @@ class Hub:
                 self._token = token
                 self._changed.notify_all()
 
-    async def stream(self) -> AsyncIterator[str]:
-        """Lines for one page: an event at once, and after each change."""
+    async def stream(self, still_allowed: Callable[[], Awaitable[bool]]) -> AsyncIterator[str]:
+        """Lines for one page: an event at once, and after each change; ends when `still_allowed` says no."""
         self._listeners += 1
         told = ""
+        clock = asyncio.get_running_loop().time
+        look_at = clock() + KEEP_ALIVE_S
         try:
             while not self._stopping.is_set():
                 token = await self._next_token(told)
+                if clock() >= look_at:
+                    look_at = clock() + KEEP_ALIVE_S
+                    if not await still_allowed():
+                        return
                 if token is None:
                     yield ": still here\n\n"
                 elif token != told:

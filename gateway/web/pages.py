@@ -6,24 +6,22 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlencode
 
 from fastapi import APIRouter, FastAPI, Query, Request
-from fastapi.responses import HTMLResponse
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from fastapi.responses import HTMLResponse, JSONResponse
+from jinja2 import Environment
 
-from gateway import __version__
 from gateway.settings import Settings
 from gateway.store import Store
 from gateway.store.monitoring import alarms, drift_history, latest_drift
 from gateway.studies_view import UNGRADABLE, alarm_view, count_studies, list_studies, study_detail
 from gateway.study import StudyState
-from gateway.web import text
-from gateway.web.api import PriorityName, StateName, list_quarantine
+from gateway.web.api import SEES, PriorityName, StateName, list_quarantine
 from gateway.web.health import judge_health
 from gateway.web.plots import history_plot
+from gateway.web.render import render
 
 PAGE_SIZE = 100
 PERIODS: Mapping[str, tuple[str, timedelta | None]] = {
@@ -35,30 +33,12 @@ HISTORY = 60
 _SEVERITIES = ("info", "warning", "critical")
 
 
-def make_environment() -> Environment:
-    """Templates, escaped throughout; a name that a template misspells is an error."""
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    for name in ("person_name", "dicom_date", "dicom_time", "age_years", "bytes_text", "p_text", "number_text"):
-        environment.filters[name] = getattr(text, name)
-    environment.filters["words"] = text.words
-    environment.filters["drift_text"] = text.drift_text
-    environment.globals["gateway_version"] = __version__
-    return environment
-
-
 def pages_router(settings: Settings, store: Store, environment: Environment) -> APIRouter:
     """Every route that answers with a page."""
-    router = APIRouter(include_in_schema=False, default_response_class=HTMLResponse)
+    router = APIRouter(include_in_schema=False, default_response_class=HTMLResponse, dependencies=SEES)
 
-    def render(request: Request, template: str, **values: Any) -> HTMLResponse:
-        theme = "light" if request.cookies.get("theme") == "light" else "dark"
-        return HTMLResponse(environment.get_template(template).render(theme=theme, **values))
+    def page(request: Request, template: str, **values: Any) -> HTMLResponse:
+        return render(environment, request, template, **values)
 
     @router.get("/")
     def worklist(
@@ -68,34 +48,39 @@ def pages_router(settings: Settings, store: Store, environment: Environment) -> 
         q: Annotated[str, Query(max_length=200)] = "",
         since: Literal["", "day", "week"] = "",
         order: Literal["urgency", "newest"] = "urgency",
-        page: Annotated[int, Query(ge=1, le=10**6)] = 1,
+        number: Annotated[int, Query(ge=1, le=10**6, alias="page")] = 1,
     ) -> HTMLResponse:
         chosen = {"state": state, "priority": priority, "q": q, "since": since, "order": order}
-        return render(request, "worklist.html", **worklist_values(store, chosen, page))
+        return page(request, "worklist.html", **worklist_values(store, chosen, number))
 
     @router.get("/studies/{study_key}")
     def viewer(request: Request, study_key: str) -> HTMLResponse:
         study = study_detail(store, study_key)
-        return render(request, "viewer.html", study=study, images=viewer_images(study), page="viewer")
+        return page(request, "viewer.html", study=study, images=viewer_images(study), page="viewer")
 
     @router.get("/drift")
     def drift(request: Request) -> HTMLResponse:
         listed = [alarm_view(row) for row in alarms(store)]
-        return render(request, "drift.html", monitors=_monitors(store), alarms=listed, page="drift")
+        return page(request, "drift.html", monitors=_monitors(store), alarms=listed, page="drift")
 
     @router.get("/quarantine")
     def quarantine(request: Request) -> HTMLResponse:
         rows = list_quarantine(store, limit=500, offset=0)
-        return render(request, "quarantine.html", rows=rows, page="quarantine")
+        return page(request, "quarantine.html", rows=rows, page="quarantine")
 
     @router.get("/processes")
     def processes(request: Request) -> HTMLResponse:
-        return render(request, "processes.html", health=judge_health(settings, store), page="processes")
+        return page(request, "processes.html", health=judge_health(settings, store), page="processes")
 
     @router.get("/docs")
     def docs(request: Request) -> HTMLResponse:
         app: FastAPI = request.app
-        return render(request, "docs.html", schema=app.openapi(), routes=_described(app.openapi()), page="docs")
+        return page(request, "docs.html", schema=app.openapi(), routes=_described(app.openapi()), page="docs")
+
+    @router.get("/openapi.json", response_class=JSONResponse)
+    def description(request: Request) -> dict[str, Any]:
+        app: FastAPI = request.app
+        return app.openapi()
 
     return router
 
@@ -242,6 +227,7 @@ def _described(schema: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
                     "path": path,
                     "method": method.upper(),
                     "summary": operation.get("summary", ""),
+                    "needs": operation["x-permission"],
                     "parameters": [{**each, "type": type_words(each["schema"])} for each in parameters],
                     "body": [
                         {"name": key, "type": type_words(value), "default": value.get("default")}

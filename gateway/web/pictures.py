@@ -13,14 +13,16 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import TYPE_CHECKING, Annotated, Any
 
-from fastapi import APIRouter, HTTPException, Path, Query
+from fastapi import APIRouter, Depends, HTTPException, Path, Query
 from fastapi.responses import Response
 from sqlalchemy import select
 
 from gateway.errors import StoreError, UnreadableError
 from gateway.objects import ObjectFolder, heat_map_path, picture_path
+from gateway.roles import Permission
 from gateway.store import Store
 from gateway.store.schema import instance
+from gateway.web.access import require
 from gateway.web.decoding import DecodedPixels, decode_pixels
 
 if TYPE_CHECKING:
@@ -32,6 +34,9 @@ DECODER_PATIENCE_S = 20.0
 THUMBNAIL_LONG_SIDE = 96
 THUMBNAIL_OPACITY = 0.6
 
+SEES = [Depends(require(Permission.SEE))]
+SEES_SMALL = [Depends(require(Permission.SEE, cost=0.1))]
+"""A worklist has up to 200 of them."""
 Key = Annotated[str, Path(pattern="^[0-9a-f]{32}$")]
 Frame = Annotated[int, Path(ge=0, lt=2**31)]
 Model = Annotated[str, Query(pattern="^[a-z][a-z0-9-]{0,63}$")]
@@ -69,16 +74,18 @@ def pictures_router(objects: ObjectFolder, store: Store) -> APIRouter:
     cache = ByteCache()
     decoders = threading.BoundedSemaphore(DECODERS)
 
-    @router.get("/picture.jpg", summary="The picture as displayed, long side at most 1152 pixels")
+    @router.get("/picture.jpg", dependencies=SEES, summary="The picture as displayed, long side at most 1152 pixels")
     def picture(instance_key: Key, frame_index: Frame) -> Response:
         return Response(_read(objects, picture_path(instance_key, frame_index)), media_type="image/jpeg")
 
-    @router.get("/heat.png", summary="The heat map over the whole picture, in colour; cover grows with heat")
+    @router.get(
+        "/heat.png", dependencies=SEES, summary="The heat map over the whole picture, in colour; cover grows with heat"
+    )
     def heat(instance_key: Key, frame_index: Frame, model: Model, version: Version) -> Response:
         grey = _read(objects, heat_map_path(instance_key, frame_index, model, version))
         return Response(_png(coloured_heat(grey)), media_type="image/png")
 
-    @router.get("/thumbnail.jpg", summary="A small picture, with heat where a model is named")
+    @router.get("/thumbnail.jpg", dependencies=SEES_SMALL, summary="A small picture, with heat where a model is named")
     def thumbnail(
         instance_key: Key,
         frame_index: Frame,
@@ -92,7 +99,9 @@ def pictures_router(objects: ObjectFolder, store: Store) -> APIRouter:
         made = cache.get(("thumbnail", instance_key, frame_index, model, version), make)
         return Response(made.content, media_type=made.media_type)
 
-    @router.get("/pixels", summary="Pixels for the viewer: grey 16 bit little endian, or a colour JPEG")
+    @router.get(
+        "/pixels", dependencies=SEES, summary="Pixels for the viewer: grey 16 bit little endian, or a colour JPEG"
+    )
     def pixels(
         instance_key: Key, frame_index: Frame, long_side: Annotated[int, Query(ge=64, le=8192)] = 2048
     ) -> Response:

@@ -1,8 +1,8 @@
 """Who may ask, what the browser may do with the answer, and what is answered where the gateway itself is at fault.
 
-There is no log-in yet, so what protects the pages is where they listen. A browser on the same machine must not become a
-way around that: a page from elsewhere may neither change anything (cross-site requests) nor read anything by giving its
-own name this machine's address (DNS rebinding).
+Who is logged in is :mod:`gateway.web.access`'s business. This comes before it: a browser must not become a way around a
+log-in, or around listening on loopback alone. A page from elsewhere may neither change anything (cross-site requests)
+nor read anything by giving its own name this machine's address (DNS rebinding).
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import json
 import logging
 import socket
 import traceback
+from collections.abc import Collection
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -22,6 +23,11 @@ logger = logging.getLogger(__name__)
 
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 STATIC = "/static/"
+UPLOADS = "/dicom-web/"
+"""Below it stand the routes that read large bodies piece by piece, and count for themselves."""
+LONGEST_BODY_BYTES = 64 * 1024
+"""Of any other request: the framework reads it whole before it knows who asks."""
+HSTS = "max-age=31536000"
 
 HEADERS = {
     "Content-Security-Policy": (
@@ -36,17 +42,17 @@ HEADERS = {
 }
 
 
-def is_known_host(host_header: str, configured: str) -> bool:
+def is_known_host(host_header: str, configured: str, names: Collection[str] = ()) -> bool:
     """Whether a request that names `host_header` may be meant for a gateway that listens on `configured`.
 
-    Loopback and the configured host always; the machine's own name and any address written in digits where the gateway
-    listens on all addresses. A name given to this machine by somebody else is in none of these.
+    Loopback, the configured host and the further `names` always; the machine's own name and any address written in
+    digits where the gateway listens on all addresses. A name that somebody else gave this machine is in none of these.
     """
     try:
         name = (urlsplit(f"//{host_header}").hostname or "").rstrip(".").lower()
     except ValueError:
         return False
-    if name in {"localhost", "127.0.0.1", "::1", configured.lower()}:
+    if name in {"localhost", "127.0.0.1", "::1", configured.lower(), *(each.lower() for each in names)}:
         return bool(name)
     if configured not in {"0.0.0.0", "::", ""}:
         return False
@@ -85,15 +91,16 @@ def wants_page(request: Request) -> bool:
 
 
 class Guard:
-    """ASGI middleware: refuses strange hosts and cross-site changes; adds the headers to every answer.
+    """ASGI middleware: refuses strange hosts, cross-site changes and large bodies; adds the headers to every answer.
 
     The web's last handler too: the framework's own stands outside of this one, so that its answer has no headers, and
     it hands the error on to the server, whose log shows the values in it.
     """
 
-    def __init__(self, app: ASGIApp, *, host: str) -> None:
+    def __init__(self, app: ASGIApp, *, host: str, names: Collection[str] = ()) -> None:
         self._app = app
         self._host = host
+        self._names = names
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -109,17 +116,22 @@ class Guard:
                 headers = MutableHeaders(scope=message)
                 for name, value in HEADERS.items():
                     headers.setdefault(name, value)
+                if scope["scheme"] == "https":
+                    headers.setdefault("Strict-Transport-Security", HSTS)
                 headers.setdefault("Cache-Control", "no-cache" if scope["path"].startswith(STATIC) else "no-store")
             await send(message)
 
         headers = Headers(scope=scope)
-        if not is_known_host(headers.get("host", ""), self._host):
+        if not is_known_host(headers.get("host", ""), self._host, self._names):
             await _refuse(send_guarded, 421, "this gateway is not known by that name; use its address")
         elif scope["method"] not in SAFE_METHODS and not is_same_origin(headers):
             await _refuse(send_guarded, 403, "changes are taken from this gateway's own pages only")
+        elif not scope["path"].startswith(UPLOADS) and _is_large(headers):
+            await _refuse(send_guarded, 413, f"at most {LONGEST_BODY_BYTES} bytes are taken here")
         else:
+            bounded = receive if scope["path"].startswith(UPLOADS) else _bounded(receive)
             try:
-                await self._app(scope, receive, send_guarded)
+                await self._app(scope, bounded, send_guarded)
             except Exception as error:  # noqa: BLE001  one request must not say more than its kind, nor end the process
                 route = getattr(scope.get("route"), "path", "(no route)")
                 place = traceback.extract_tb(error.__traceback__)[-1]
@@ -128,6 +140,24 @@ class Guard:
                 if started:
                     raise ConnectionAbortedError("an answer was cut short") from None
                 await _refuse(send_guarded, 500, "internal error; the gateway's log has it")
+
+
+def _is_large(headers: Headers) -> bool:
+    length = headers.get("content-length", "0")
+    return not length.isdecimal() or int(length) > LONGEST_BODY_BYTES
+
+
+def _bounded(receive: Receive) -> Receive:
+    """`receive`, which ends a body that did not say how long it is and goes on too long."""
+    taken = 0
+
+    async def receive_bounded() -> Message:
+        nonlocal taken
+        message = await receive()
+        taken += len(message.get("body", b""))
+        return message if taken <= LONGEST_BODY_BYTES else {"type": "http.disconnect"}
+
+    return receive_bounded
 
 
 async def _refuse(send: Send, status: int, reason: str) -> None:

@@ -6,10 +6,11 @@ import asyncio
 import logging
 import os
 import socket
+import ssl
 import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import uvicorn
@@ -18,16 +19,20 @@ from fastapi import FastAPI
 from starlette.staticfiles import StaticFiles
 
 from gateway import __version__
-from gateway.errors import StoreError
+from gateway.accounts import Accounts, Lifetimes
+from gateway.errors import SettingsError, StoreError
 from gateway.objects import ObjectFolder
-from gateway.settings import Settings
+from gateway.settings import Settings, WebSettings
 from gateway.store import Store, open_store
 from gateway.store.monitoring import report_process
+from gateway.web.access import Access, Clock, check_every_route, describe_access, utc_now
+from gateway.web.account_pages import account_pages_router
 from gateway.web.api import api_router
 from gateway.web.errors import add_error_handlers
 from gateway.web.events import Hub
-from gateway.web.pages import make_environment, pages_router
+from gateway.web.pages import pages_router
 from gateway.web.pictures import pictures_router
+from gateway.web.render import make_environment
 from gateway.web.security import STATIC, Guard
 
 logger = logging.getLogger(__name__)
@@ -36,12 +41,19 @@ REPORT_S = 5.0
 THREADS = 12
 """Requests answered side by side; the store's pool holds 15 connections."""
 STOP_PATIENCE_S = 5.0
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
 def run(settings: Settings, data_dir: Path, stop: threading.Event, *, listener: socket.socket) -> None:
     """The web process, until `stop` is set."""
     store = open_store(settings.store.url, data_dir=data_dir)
     app = create_app(settings, data_dir, store)
+    if settings.web.host not in LOOPBACK and not settings.web.certificate:
+        logger.warning(
+            "pages on %s go over the network unencrypted, passwords and patients' names with them: set web.certificate "
+            "and web.key, or listen on loopback behind a proxy that has HTTPS",
+            settings.web.host,
+        )
     server = uvicorn.Server(
         uvicorn.Config(
             app,
@@ -50,6 +62,10 @@ def run(settings: Settings, data_dir: Path, stop: threading.Event, *, listener: 
             server_header=False,
             timeout_graceful_shutdown=2,
             timeout_keep_alive=30,
+            ssl_certfile=settings.web.certificate or None,
+            ssl_keyfile=settings.web.key or None,
+            proxy_headers=bool(settings.web.proxies),
+            forwarded_allow_ips=list(settings.web.proxies),
         )
     )
     # Not the main thread: uvicorn would take over the signals, which are the supervisor's business.
@@ -69,7 +85,19 @@ def run(settings: Settings, data_dir: Path, stop: threading.Event, *, listener: 
         store.close()
 
 
-def create_app(settings: Settings, data_dir: Path, store: Store) -> FastAPI:
+def check_certificate(settings: WebSettings) -> None:
+    """Raise :class:`SettingsError` where HTTPS is wanted and its files cannot be used."""
+    if not settings.certificate:
+        return
+    try:
+        ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(
+            settings.certificate, settings.key, password=lambda: ""
+        )
+    except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
+        raise SettingsError(f"web.certificate {settings.certificate} and web.key {settings.key}: {error}") from error
+
+
+def create_app(settings: Settings, data_dir: Path, store: Store, *, clock: Clock = utc_now) -> FastAPI:
     """The application, for any ASGI server."""
 
     @asynccontextmanager
@@ -88,13 +116,23 @@ def create_app(settings: Settings, data_dir: Path, store: Store) -> FastAPI:
         lifespan=lifespan,
         docs_url=None,
         redoc_url=None,
+        openapi_url=None,  # a page like the others: it asks for a log-in
     )
     app.state.stopping = threading.Event()
-    app.add_middleware(Guard, host=settings.web.host)
+    lifetimes = Lifetimes(
+        idle=timedelta(minutes=settings.web.session_idle_minutes), longest=timedelta(hours=settings.web.session_hours)
+    )
+    accounts = Accounts(store, data_dir, lifetimes)
+    app.state.access = Access(settings.web, accounts, store, clock)
+    app.add_middleware(Guard, host=settings.web.host, names=settings.web.names)
     environment = make_environment()
     add_error_handlers(app, environment)
     app.include_router(api_router(settings, store))
     app.include_router(pictures_router(ObjectFolder.in_data_dir(data_dir), store))
     app.include_router(pages_router(settings, store, environment))
+    app.include_router(account_pages_router(store, accounts, environment))
     app.mount(STATIC, StaticFiles(directory=Path(__file__).parent / "static"))
+    check_every_route(app)
+    describe = app.openapi
+    app.openapi = lambda: describe_access(app, describe())  # type: ignore[method-assign]
     return app

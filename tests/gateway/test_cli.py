@@ -49,7 +49,7 @@ def test_check_warns_of_a_licence_a_missing_destination_and_open_pages(
     path.write_text('[monitor]\nbackend = "alibi"\n[web]\nhost = "0.0.0.0"\n')
     assert main(["check", "--config", str(path)]) == 0
     printed = capsys.readouterr().out
-    for words in ("Business Source License", "no destinations", "no log-in"):
+    for words in ("Business Source License", "no destinations", "unencrypted"):
         assert words in printed
 
 

@@ -22,6 +22,7 @@ from gateway.store import open_store
 from gateway.store.monitoring import processes
 
 PATIENCE_S = 90.0
+WITHOUT_LOG_IN = {"GATEWAY_WEB__AUTHENTICATION": "off"}
 _pause = threading.Event()
 
 
@@ -75,7 +76,11 @@ class Gateway:
             self.process.stdout.close()
         with (self.folder / "log").open("a") as log:
             self.process = subprocess.Popen(
-                command, stdout=subprocess.PIPE, stderr=log, text=True, env={**os.environ, **self.environment}
+                command,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+                env={**os.environ, **WITHOUT_LOG_IN, **self.environment},
             )
         assert self.process.stdout is not None
         line = self.process.stdout.readline()

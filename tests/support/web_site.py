@@ -18,7 +18,7 @@ from gateway.objects import ObjectFolder, heat_map_path, picture_path, result_pa
 from gateway.settings import Settings
 from gateway.store import Store
 from gateway.store.deliveries import due_deliveries
-from gateway.store.intake import Admission, NewInstance, StudyHeader, admit, new_key
+from gateway.store.intake import Admission, NewInstance, StudyHeader, admit_all, new_key
 from gateway.store.monitoring import add_drift_result, raise_alarm
 from gateway.store.predictions import JudgementRecord, PredictionRow, ResultRow, record_judgement
 from gateway.store.schema import study
@@ -96,26 +96,24 @@ class Site:
             "study_description": "Fundus photography",
             "modality": "OP",
         }
-        admitted = admit(
-            self.store,
-            NewInstance(
-                instance_key=instance_key,
-                header=StudyHeader(study_instance_uid=study_uid, **(values | header)),
-                sop_instance_uid=f"1.2.826.0.2.{self._count}",
-                sop_class_uid="1.2.840.10008.5.1.4.1.1.77.1.5.1",
-                series_instance_uid=f"{study_uid}.1",
-                transfer_syntax_uid=str(dcmread(source, stop_before_pixels=True).file_meta.TransferSyntaxUID),
-                modality="OP",
-                sha256=hashlib.sha256(content + instance_key.encode()).hexdigest(),
-                size_bytes=len(content),
-                path=relative,
-                calling_ae_title="MODALITY",
-                peer_address="127.0.0.1",
-                received_at=at or self.clock,
-                quiet_time=timedelta(seconds=5),
-                hard_cap=timedelta(minutes=15),
-            ),
+        arrival = NewInstance(
+            instance_key=instance_key,
+            header=StudyHeader(study_instance_uid=study_uid, **(values | header)),
+            sop_instance_uid=f"1.2.826.0.2.{self._count}",
+            sop_class_uid="1.2.840.10008.5.1.4.1.1.77.1.5.1",
+            series_instance_uid=f"{study_uid}.1",
+            transfer_syntax_uid=str(dcmread(source, stop_before_pixels=True).file_meta.TransferSyntaxUID),
+            modality="OP",
+            sha256=hashlib.sha256(content + instance_key.encode()).hexdigest(),
+            size_bytes=len(content),
+            path=relative,
+            calling_ae_title="MODALITY",
+            peer_address="127.0.0.1",
+            received_at=at or self.clock,
+            quiet_time=timedelta(seconds=5),
+            hard_cap=timedelta(minutes=15),
         )
+        (admitted,) = admit_all(self.store, [arrival])
         assert admitted is Admission.STORED
         with self.store.read() as connection:
             key = connection.execute(select(study.c.study_key).where(study.c.study_instance_uid == study_uid))

@@ -25,6 +25,7 @@ def settings() -> Settings:
         environment={},
         overrides={
             "worker.count": 1,
+            "web.authentication": "off",
             "destinations": [{"name": DESTINATION, "ae_title": "PACS", "host": "127.0.0.1", "port": 104}],
         },
     )

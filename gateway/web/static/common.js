@@ -43,11 +43,32 @@ function updateTimes() {
 updateTimes();
 setInterval(updateTimes, 5000);
 
+// --- log-in ---
+const token = document.querySelector("meta[name=csrf-token]")?.content;
+function logIn() {
+  location.assign(`/login?next=${encodeURIComponent(location.pathname + location.search)}`);
+}
+// Keys and the mouse keep a session from ending, also where they ask nothing of the gateway.
+let saidAt = Date.now();
+async function stillHere() {
+  if (!token || Date.now() - saidAt < 60000) return;
+  saidAt = Date.now();
+  const answer = await fetch("/api/session").catch(() => null);
+  if (answer?.status === 401) logIn();
+}
+for (const kind of ["keydown", "pointerdown", "wheel"]) document.addEventListener(kind, stillHere, { passive: true });
+const user = document.getElementById("user");
+document.addEventListener("click", (event) => {
+  if (user?.open && !user.contains(event.target)) user.open = false;
+});
+
 // --- changes ---
 async function post(address, body) {
   const answer = await fetch(address, {
-    method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body ?? {}),
+    method: "POST", headers: { "Content-Type": "application/json", ...(token && { "X-CSRF-Token": token }) },
+    body: JSON.stringify(body ?? {}),
   });
+  if (answer.status === 401) logIn();
   if (!answer.ok) throw new Error((await answer.json()).error ?? answer.statusText);
   await refresh();
 }
@@ -78,7 +99,7 @@ document.addEventListener("submit", async (event) => {
   }
   document.activeElement?.blur();
   try {
-    await post(`/api/alarms/${form.dataset.alarm}/${step}`, { by: body.by, cause: body.cause });
+    await post(`/api/alarms/${form.dataset.alarm}/${step}`, { by: body.by ?? "", cause: body.cause });
   } catch (error) {
     form.querySelector("output").textContent = error.message;
   }
@@ -111,7 +132,11 @@ export async function refresh() {
   }
   busy = true;
   try {
-    const answer = await fetch(location.href, { headers: { Accept: "text/html" } });
+    const answer = await fetch(location.href, { headers: { Accept: "text/html", "X-Background": "1" } });
+    if (answer.redirected) {
+      location.assign(answer.url); // the session has ended
+      return;
+    }
     if (!answer.ok) throw new Error(String(answer.status));
     const page = new DOMParser().parseFromString(await answer.text(), "text/html");
     for (const element of document.querySelectorAll("[data-live]")) {
@@ -154,6 +179,8 @@ function listen() {
   events.onerror = () => {
     live.textContent = "not connected";
     live.className = "live off";
+    // A refusal ends the stream for good, unlike a connection that was lost; the page itself then tells why.
+    if (events?.readyState === EventSource.CLOSED) refresh();
   };
 }
 function hush() {
