@@ -33,6 +33,7 @@ from typing import TextIO
 from pydicom import config as pydicom_config
 
 from gateway import monitor, scp, sender, worker
+from gateway.accounts import FIRST_ACCOUNT, prepare_first_account
 from gateway.errors import SettingsError, StoreError
 from gateway.objects import ObjectFolder
 from gateway.settings import Settings
@@ -87,6 +88,7 @@ def serve(settings: Settings, data_dir: Path, *, announce: TextIO | None = None)
     StoreError
         The store cannot be opened.
     """
+    server.check_certificate(settings.web)
     lock = _take_data_dir(data_dir)
     with (
         lock,
@@ -99,10 +101,14 @@ def serve(settings: Settings, data_dir: Path, *, announce: TextIO | None = None)
         if swept:
             logger.info("removed %d files that were never acknowledged", swept)
         forget_processes(store)
+        first_password_file = None
+        if settings.web.authentication == "on":
+            first_password_file = prepare_first_account(store, data_dir, now=datetime.now(UTC))
         store.close()
         supervisor = Supervisor(settings, data_dir, _children(settings, data_dir, dicom, web), lock)
         if announce is not None:
-            print(json.dumps(announcement(settings, data_dir, dicom, web)), file=announce, flush=True)
+            where = announcement(settings, data_dir, dicom, web, first_password_file)
+            print(json.dumps(where), file=announce, flush=True)
         logger.info(
             "DICOM %s on %s:%d, pages on http://%s:%d/, data in %s",
             settings.dicom.ae_title,
@@ -110,10 +116,14 @@ def serve(settings: Settings, data_dir: Path, *, announce: TextIO | None = None)
             *web.getsockname()[:2],
             data_dir,
         )
+        if first_password_file is not None:
+            logger.info("log in as %s; password in %s", FIRST_ACCOUNT, first_password_file)
         supervisor.run()
 
 
-def announcement(settings: Settings, data_dir: Path, dicom: socket.socket, web: socket.socket) -> dict[str, object]:
+def announcement(
+    settings: Settings, data_dir: Path, dicom: socket.socket, web: socket.socket, first_password_file: Path | None
+) -> dict[str, object]:
     """Where the gateway is to be found."""
     return {
         "ae_title": settings.dicom.ae_title,
@@ -122,6 +132,7 @@ def announcement(settings: Settings, data_dir: Path, dicom: socket.socket, web: 
         "http_host": web.getsockname()[0],
         "http_port": web.getsockname()[1],
         "url": f"http://{web.getsockname()[0]}:{web.getsockname()[1]}/",
+        "first_password_file": None if first_password_file is None else str(first_password_file),
         "data_dir": str(data_dir),
         "pid": os.getpid(),
     }
