@@ -164,6 +164,8 @@ class DiskSettings(_Section):
     refuse_below_fraction: float = Field(ge=0, lt=1)
     refuse_below_bytes: int = Field(ge=0)
     interval_s: float = Field(gt=0)
+    quarantine_bytes: int = Field(ge=0)
+    """Above it the oldest quarantined files go, however young."""
 
     @model_validator(mode="after")
     def _expires_first(self) -> DiskSettings:
