@@ -9,11 +9,16 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gateway import __version__
+from gateway.account_commands import add_account_commands
 from gateway.errors import GatewayError
 from gateway.settings import Settings, load_settings
+
+if TYPE_CHECKING:
+    from gateway.accounts import Accounts
+    from gateway.store import Store
 
 DEFAULT_DATA_DIR = Path("data")
 
@@ -95,6 +100,8 @@ def _parser() -> argparse.ArgumentParser:
     studies.add_argument("--json", action="store_true", help="for machines")
     studies.add_argument("--complete", metavar="KEY", help="judge a study now, without waiting for its quiet time")
     studies.set_defaults(run=_studies)
+
+    add_account_commands(commands, _add_place, _open_accounts)
     return parser
 
 
@@ -102,6 +109,11 @@ def _add_data_dir(parser: argparse.ArgumentParser, default: Path = DEFAULT_DATA_
     parser.add_argument(
         "--data-dir", type=Path, default=default, metavar="DIR", help=f"data folder (default: {default})"
     )
+
+
+def _add_place(parser: argparse.ArgumentParser) -> None:
+    _add_data_dir(parser)
+    parser.add_argument("--config", type=Path, metavar="FILE")
 
 
 def _add_serving(parser: argparse.ArgumentParser, data_dir: Path = DEFAULT_DATA_DIR) -> None:
@@ -202,17 +214,15 @@ def _models(options: argparse.Namespace) -> int:
 def _studies(options: argparse.Namespace) -> int:
     from datetime import UTC, datetime
 
-    from gateway.store import open_store
+    from gateway.store.audit import record
     from gateway.store.studies import complete_now
     from gateway.studies_view import every_study
 
-    data_dir = options.data_dir.resolve()
-    settings = _settings(options)
-    if not settings.store.url and not (data_dir / "gateway.db").is_file():
-        raise GatewayError(f"no gateway has run on {data_dir}; expected gateway.db in it (--data-dir)")
-    store = open_store(settings.store.url, data_dir=data_dir)
+    store = _open_store(options)
     if options.complete:
-        complete_now(store, options.complete, datetime.now(UTC))
+        now = datetime.now(UTC)
+        complete_now(store, options.complete, now)
+        record(store, now=now, actor="command", action="judge now", subject=options.complete)
         return 0
     studies = every_study(store)
     if options.json:
@@ -221,6 +231,23 @@ def _studies(options: argparse.Namespace) -> int:
     for study in studies:
         print("\n".join(_study_lines(study)))
     return 0
+
+
+def _open_store(options: argparse.Namespace) -> Store:
+    """The store of a gateway that has run."""
+    from gateway.store import open_store
+
+    data_dir = options.data_dir.resolve()
+    settings = _settings(options)
+    if not settings.store.url and not (data_dir / "gateway.db").is_file():
+        raise GatewayError(f"no gateway has run on {data_dir}; expected gateway.db in it (--data-dir)")
+    return open_store(settings.store.url, data_dir=data_dir)
+
+
+def _open_accounts(options: argparse.Namespace) -> Accounts:
+    from gateway.accounts import Accounts
+
+    return Accounts(_open_store(options), options.data_dir.resolve())
 
 
 def _study_lines(study: dict[str, Any]) -> list[str]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Connection, delete, func, insert, select, update
+from sqlalchemy import Connection, delete, insert, select, update
 
 from gateway.errors import AccountError
 from gateway.roles import Role
@@ -132,15 +132,16 @@ def set_disabled(store: Store, name: str, disabled: bool, *, now: datetime, by: 
         _update_account(connection, name, disabled=disabled, changed_at=now)
         if disabled:
             _end_sessions(connection, name)
-            _keep_an_administrator(connection)
+            _keep_an_administrator(connection, name)
         _record(connection, by, now, "account disabled" if disabled else "account enabled", name)
 
 
 def set_role(store: Store, name: str, role: Role, *, now: datetime, by: Doer) -> None:
     """Another role, in force with the next request. Raises :class:`AccountError` for the last administrator."""
     with store.write() as connection:
+        if role != Role.ADMINISTRATOR:
+            _keep_an_administrator(connection, name)
         _update_account(connection, name, role=role, changed_at=now)
-        _keep_an_administrator(connection)
         _record(connection, by, now, "role changed", name, f"role {role}")
 
 
@@ -149,9 +150,11 @@ def _update_account(connection: Connection, name: str, **values: object) -> None
         raise AccountError(f"no account {name}")
 
 
-def _keep_an_administrator(connection: Connection) -> None:
-    left = select(func.count()).where(account.c.role == Role.ADMINISTRATOR, account.c.disabled.is_(False))
-    if connection.execute(left).scalar_one() == 0:
+def _keep_an_administrator(connection: Connection, name: str) -> None:
+    """Refuse to lose `name` as an administrator where there is no other."""
+    role = connection.execute(select(account.c.role).where(account.c.name == name)).scalar()
+    others = (account.c.role == Role.ADMINISTRATOR) & account.c.disabled.is_(False) & (account.c.name != name)
+    if role == Role.ADMINISTRATOR and connection.execute(select(account.c.name).where(others)).first() is None:
         raise AccountError("nobody would be left to administer the gateway")
 
 
