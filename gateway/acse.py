@@ -184,7 +184,7 @@ def negotiate(
     supports: Callable[[str], Supported | None],
     understands: Callable[[str], bool],
 ) -> tuple[Context, ...]:
-    """An answer to each proposed context; of its transfer syntaxes, the first in the peer's order that is understood."""
+    """An answer to each proposed context, with the first of the peer's transfer syntaxes that is understood."""
     answers = []
     for proposed in request.contexts:
         supported = supports(proposed.abstract_syntax)

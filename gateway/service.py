@@ -24,6 +24,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from multiprocessing.process import BaseProcess
@@ -90,11 +91,12 @@ def serve(settings: Settings, data_dir: Path, *, announce: TextIO | None = None)
     """
     server.check_certificate(settings.web)
     lock = _take_data_dir(data_dir)
-    with (
-        lock,
-        _bind(settings.dicom.host, settings.dicom.port) as dicom,
-        _bind(settings.web.host, settings.web.port) as web,
-    ):
+    with ExitStack() as closing:
+        closing.enter_context(lock)
+        ports = _bind_all(settings)
+        for listener in (ports.dicom, ports.dicom_tls, ports.web):
+            if listener is not None:
+                closing.enter_context(listener)
         store = open_store(settings.store.url, data_dir=data_dir, migrate=True)
         objects = ObjectFolder.in_data_dir(data_dir)
         swept = scp.sweep(store, objects.root)
@@ -105,37 +107,61 @@ def serve(settings: Settings, data_dir: Path, *, announce: TextIO | None = None)
         if settings.web.authentication == "on":
             first_password_file = prepare_first_account(store, data_dir, now=datetime.now(UTC))
         store.close()
-        supervisor = Supervisor(settings, data_dir, _children(settings, data_dir, dicom, web), lock)
+        supervisor = Supervisor(settings, data_dir, _children(settings, data_dir, ports), lock)
         if announce is not None:
-            where = announcement(settings, data_dir, dicom, web, first_password_file)
-            print(json.dumps(where), file=announce, flush=True)
-        logger.info(
-            "DICOM %s on %s:%d, pages on http://%s:%d/, data in %s",
-            settings.dicom.ae_title,
-            *dicom.getsockname()[:2],
-            *web.getsockname()[:2],
-            data_dir,
-        )
+            print(json.dumps(announcement(settings, data_dir, ports, first_password_file)), file=announce, flush=True)
+        for listener, what in ((ports.dicom, "DICOM"), (ports.dicom_tls, "DICOM over TLS")):
+            if listener is not None:
+                logger.info("%s %s on %s:%d", what, settings.dicom.ae_title, *listener.getsockname()[:2])
+        logger.info("pages on %s, data in %s", _url(settings, ports.web), data_dir)
         if first_password_file is not None:
             logger.info("log in as %s; password in %s", FIRST_ACCOUNT, first_password_file)
         supervisor.run()
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ports:
+    """The sockets that listen."""
+
+    dicom: socket.socket | None
+    dicom_tls: socket.socket | None
+    web: socket.socket
+
+
+def _bind_all(settings: Settings) -> Ports:
+    dicom, tls = settings.dicom, settings.tls
+    return Ports(
+        dicom=_bind(dicom.host, dicom.port) if dicom.unencrypted else None,
+        dicom_tls=_bind(tls.host, tls.port) if tls.enabled else None,
+        web=_bind(settings.web.host, settings.web.port),
+    )
+
+
 def announcement(
-    settings: Settings, data_dir: Path, dicom: socket.socket, web: socket.socket, first_password_file: Path | None
+    settings: Settings, data_dir: Path, ports: Ports, first_password_file: Path | None
 ) -> dict[str, object]:
     """Where the gateway is to be found."""
+    host, port = ports.dicom.getsockname()[:2] if ports.dicom is not None else (None, None)
+    tls_host, tls_port = ports.dicom_tls.getsockname()[:2] if ports.dicom_tls is not None else (None, None)
     return {
         "ae_title": settings.dicom.ae_title,
-        "dicom_host": dicom.getsockname()[0],
-        "dicom_port": dicom.getsockname()[1],
-        "http_host": web.getsockname()[0],
-        "http_port": web.getsockname()[1],
-        "url": f"http://{web.getsockname()[0]}:{web.getsockname()[1]}/",
+        "dicom_host": host,
+        "dicom_port": port,
+        "dicom_tls_host": tls_host,
+        "dicom_tls_port": tls_port,
+        "http_host": ports.web.getsockname()[0],
+        "http_port": ports.web.getsockname()[1],
+        "url": _url(settings, ports.web),
         "first_password_file": None if first_password_file is None else str(first_password_file),
         "data_dir": str(data_dir),
         "pid": os.getpid(),
     }
+
+
+def _url(settings: Settings, web: socket.socket) -> str:
+    scheme = "https" if settings.web.certificate else "http"
+    host, port = web.getsockname()[:2]
+    return f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}/"
 
 
 def _take_data_dir(data_dir: Path) -> TextIO:
@@ -166,7 +192,7 @@ def _bind(host: str, port: int) -> socket.socket:
         try:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listener.bind((host, port))
-            listener.listen(1024)
+            listener.listen(4096)
         except OSError as error:
             listener.close()
             if error.errno == errno.EADDRINUSE and time.monotonic() < deadline:
@@ -179,11 +205,13 @@ def _bind(host: str, port: int) -> socket.socket:
         return listener
 
 
-def _children(settings: Settings, data_dir: Path, dicom: socket.socket, web: socket.socket) -> list[Child]:
+def _children(settings: Settings, data_dir: Path, ports: Ports) -> list[Child]:
     """Every process of the gateway."""
 
     def receiver(name: str) -> RunProcess:
-        return lambda stop: scp.run(settings, data_dir, stop, name=name, listener=dicom)
+        return lambda stop: scp.run(
+            settings, data_dir, stop, name=name, listener=ports.dicom, tls_listener=ports.dicom_tls
+        )
 
     def judge(name: str, number: int) -> RunProcess:
         def run(stop: threading.Event) -> None:
@@ -203,7 +231,9 @@ def _children(settings: Settings, data_dir: Path, dicom: socket.socket, web: soc
         *(Child(name, receiver(name), drains=False, receives=True) for name in receivers),
         *(Child(name, judge(name, number), drains=True) for number, name in enumerate(judges)),
         Child("sender", lambda stop: sender.run(settings, data_dir, stop), drains=True),
-        Child("web", lambda stop: server.run(settings, data_dir, stop, listener=web), drains=False),
+        Child(
+            "web", lambda stop: server.run(settings, data_dir, stop, listener=ports.web), drains=False, receives=True
+        ),
     ]
 
 

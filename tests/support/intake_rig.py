@@ -134,9 +134,15 @@ class Receivers:
         return sorted(path for path in (self.objects / folder).rglob("*") if path.is_file())
 
 
+DEFAULTS = {
+    "dicom.require_called_ae_title": False,
+    "disk.refuse_below_bytes": 100_000_000,  # the tests' disk may be nearly full
+}
+
+
 def start_receivers(data_dir: Path, *, count: int = 1, overrides: Mapping[str, Any] | None = None) -> Receivers:
     data_dir.mkdir(parents=True, exist_ok=True)
-    settings = load_settings(environment={}, overrides={"dicom.receivers": count, **(overrides or {})})
+    settings = load_settings(environment={}, overrides={**DEFAULTS, "dicom.receivers": count, **(overrides or {})})
     store = open_store("", data_dir=data_dir, migrate=True)
     scp.sweep(store, ObjectFolder.in_data_dir(data_dir).root)
     store.close()
