@@ -121,10 +121,10 @@ class Accounts:
 
     def change_own_password(self, holder: SessionHolder, old: str, new: str, *, now: datetime, by: Doer) -> None:
         """As :meth:`set_password`, by who knows the old one. Raises :class:`AccountError` where `old` is wrong."""
-        if self.verify(holder.name, old) is None:
-            raise AccountError("the old password is not right")
         if _normal(old) == _normal(new):
             raise AccountError("the new password is the old one")
+        if self.verify(holder.name, old) is None:
+            raise AccountError("the old password is not right")
         self.set_password(holder.name, new, now=now, by=by, keep=holder.session_hash)
 
     def set_role(self, name: str, role: Role, *, now: datetime, by: Doer) -> None:

@@ -250,7 +250,9 @@ def _log_in_needed(request: Request) -> HTTPException:
 async def _check_csrf(request: Request, caller: Caller) -> None:
     shown: str | UploadFile | None = request.headers.get(CSRF_HEADER)
     if shown is None and request.headers.get("content-type", "").startswith(_FORMS):
-        shown = (await request.form()).get(CSRF_FIELD)
+        form = await request.form()
+        shown = form.get(CSRF_FIELD)
+        await form.close()
     if not isinstance(shown, str) or not hmac.compare_digest(shown.encode(), caller.csrf_token.encode()):
         raise HTTPException(403, f"the page is out of date: no valid {CSRF_HEADER}; load it again")
 

@@ -12,7 +12,7 @@ from fastapi.responses import HTMLResponse, RedirectResponse, Response
 from jinja2 import Environment
 from starlette.exceptions import HTTPException
 
-from gateway.accounts import LEAST_PASSWORD_LENGTH, Accounts, SessionHolder, random_password
+from gateway.accounts import LEAST_PASSWORD_LENGTH, Accounts, SessionHolder, fitting_password, random_password
 from gateway.errors import AccountError
 from gateway.roles import PEOPLE, PERMISSIONS, Role
 from gateway.store import Store
@@ -125,10 +125,11 @@ def _add_own_account(router: APIRouter, accounts: Accounts, page: Page) -> None:
     ) -> Response:
         access, holder = access_of(request), _holder(caller)
         key = f"name {holder.name}"
-        access.spend(access.log_ins, key, 1, "too many attempts")
         if new != again:
             return shown(request, caller, "The two new passwords differ.", status=422)
         try:
+            fitting_password(new, holder.name)
+            access.spend(access.log_ins, key, 1, TOO_MANY)
             accounts.change_own_password(holder, old, new, now=access.clock(), by=caller.doer)
         except AccountError as error:
             return shown(request, caller, _sentence(error), status=422)
