@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
 from enum import Enum
 
-from sqlalchemy import Connection, insert, select, update
+from sqlalchemy import Connection, Executable, bindparam, insert, select, update
 
 from gateway.store.engine import Store
 from gateway.store.schema import instance, quarantine, study
@@ -68,6 +68,39 @@ class Admission(Enum):
     """Same SOP Instance UID, other bytes: the first stays; the new file goes to quarantine."""
 
 
+_KNOWN_INSTANCES = select(
+    instance.c.sop_instance_uid, instance.c.instance_key, instance.c.sha256, instance.c.removed_at
+).where(instance.c.sop_instance_uid.in_(bindparam("uids", expanding=True)))
+_KNOWN_STUDIES = (
+    select(study.c.study_instance_uid, study.c.study_key, study.c.state, study.c.first_received_at, study.c.complete_at)
+    .where(study.c.study_instance_uid.in_(bindparam("uids", expanding=True)))
+    .order_by(study.c.study_key)  # so that two transactions lock them in the same order
+    .with_for_update()
+)
+_NEW_STUDY = insert(study)
+_NEW_INSTANCE = insert(instance)
+_RETURNED_INSTANCE = (
+    update(instance)
+    .where(instance.c.instance_key == bindparam("key"))
+    .values(
+        removed_at=None,
+        **{name: bindparam(f"new_{name}") for name in ("path", "calling_ae_title", "peer_address", "received_at")},
+    )
+)
+_GROWN_STUDY = (
+    update(study)
+    .where(study.c.study_key == bindparam("key"))
+    .values(
+        state=bindparam("new_state"),
+        instance_count=study.c.instance_count + bindparam("more"),
+        revision=study.c.revision + bindparam("steps"),
+        last_received_at=bindparam("now"),
+        complete_at=bindparam("complete"),
+        reason="",
+    )
+)
+
+
 def admit_all(store: Store, arrivals: Sequence[NewInstance]) -> list[Admission]:
     """Give instances their rows and studies, all in one transaction; durable when this returns.
 
@@ -77,97 +110,157 @@ def admit_all(store: Store, arrivals: Sequence[NewInstance]) -> list[Admission]:
         Nothing was written.
     """
     with store.write() as connection:
-        return [_admit(connection, new) for new in arrivals]
+        batch = _Batch(connection, arrivals)
+        outcomes = [batch.admit(new) for new in arrivals]
+        batch.write()
+    return outcomes
 
 
-def _admit(connection: Connection, new: NewInstance) -> Admission:
-    known = connection.execute(
-        select(instance.c.instance_key, instance.c.sha256, instance.c.removed_at).where(
-            instance.c.sop_instance_uid == new.sop_instance_uid
-        )
-    ).one_or_none()
-    if known is not None and known.sha256 != new.sha256:
-        return Admission.OTHER_BYTES
-    if known is not None and known.removed_at is None:
-        return Admission.ALREADY_THERE
-    study_key = _grow_study(connection, new, by=0 if known is not None else 1)
-    file = {
-        "path": new.path,
-        "calling_ae_title": new.calling_ae_title,
-        "peer_address": new.peer_address,
-        "received_at": new.received_at,
-    }
-    if known is not None:  # its file had expired
-        back = update(instance).where(instance.c.instance_key == known.instance_key)
-        connection.execute(back.values(removed_at=None, **file))
+@dataclass(slots=True, kw_only=True)
+class _GrowingStudy:
+    """A study as it is to be after a transaction."""
+
+    study_key: str
+    header: StudyHeader | None
+    """Of a new study."""
+    state: str
+    first_received_at: datetime
+    last_received_at: datetime
+    complete_at: datetime
+    more: int = 0
+    steps: int = 0
+
+    def grow(self, new: NewInstance, *, more: int) -> None:
+        """Add an instance; a study that was over goes back to RECEIVING."""
+        quiet_until = new.received_at + new.quiet_time
+        late = self.state not in (StudyState.RECEIVING, StudyState.PROCESSING)
+        # The cap counts from the first image of this growth: for a late image, from that image.
+        started = new.received_at if late or self.state == StudyState.PROCESSING else self.first_received_at
+        longest = self.complete_at if self.state == StudyState.RECEIVING else quiet_until
+        # A study that a worker holds stays with it; the worker sees the new revision when it finishes.
+        self.state = StudyState.RECEIVING if late else self.state
+        self.complete_at = min(max(quiet_until, longest), started + new.hard_cap)
+        self.last_received_at = new.received_at
+        self.more += more
+        self.steps += 1
+
+
+class _Batch:
+    """What one transaction reads, decides and writes: a handful of statements, however many instances."""
+
+    def __init__(self, connection: Connection, arrivals: Sequence[NewInstance]) -> None:
+        self._connection = connection
+        uids = [new.sop_instance_uid for new in arrivals]
+        self._known = {
+            row.sop_instance_uid: (row.instance_key, row.sha256, row.removed_at is not None)
+            for row in connection.execute(_KNOWN_INSTANCES, {"uids": uids})
+        }
+        studies = list({new.header.study_instance_uid for new in arrivals})
+        self._studies = {
+            row.study_instance_uid: _GrowingStudy(
+                study_key=row.study_key,
+                header=None,
+                state=row.state,
+                first_received_at=row.first_received_at,
+                last_received_at=row.first_received_at,
+                complete_at=row.complete_at,
+            )
+            for row in connection.execute(_KNOWN_STUDIES, {"uids": studies})
+        }
+        self._new: list[dict[str, object]] = []
+        self._returned: list[dict[str, object]] = []
+
+    def admit(self, new: NewInstance) -> Admission:
+        """Decide on one instance, in the light of those before it."""
+        key, sha256, removed = self._known.get(new.sop_instance_uid, ("", new.sha256, False))
+        if sha256 != new.sha256:
+            return Admission.OTHER_BYTES
+        if key and not removed:
+            return Admission.ALREADY_THERE
+        growing = self._study_of(new)
+        growing.grow(new, more=0 if removed else 1)
+        where = {
+            "path": new.path,
+            "calling_ae_title": new.calling_ae_title,
+            "peer_address": new.peer_address,
+            "received_at": new.received_at,
+        }
+        if removed:  # its file had expired
+            self._returned.append({"key": key, **{f"new_{name}": value for name, value in where.items()}})
+        else:
+            key = new.instance_key
+            self._new.append(
+                {
+                    "instance_key": key,
+                    "study_key": growing.study_key,
+                    "sop_instance_uid": new.sop_instance_uid,
+                    "sop_class_uid": new.sop_class_uid,
+                    "series_instance_uid": new.series_instance_uid,
+                    "transfer_syntax_uid": new.transfer_syntax_uid,
+                    "modality": new.modality,
+                    "sha256": new.sha256,
+                    "size_bytes": new.size_bytes,
+                    "not_judged_reason": "",
+                    **where,
+                }
+            )
+        self._known[new.sop_instance_uid] = (key, new.sha256, False)
         return Admission.STORED
-    connection.execute(
-        insert(instance).values(
-            instance_key=new.instance_key,
-            study_key=study_key,
-            sop_instance_uid=new.sop_instance_uid,
-            sop_class_uid=new.sop_class_uid,
-            series_instance_uid=new.series_instance_uid,
-            transfer_syntax_uid=new.transfer_syntax_uid,
-            modality=new.modality,
-            sha256=new.sha256,
-            size_bytes=new.size_bytes,
-            **file,
-        )
-    )
-    return Admission.STORED
 
-
-def _grow_study(connection: Connection, new: NewInstance, *, by: int) -> str:
-    """The key of the study that `new` belongs to, made or taken back to RECEIVING."""
-    row = connection.execute(
-        select(study.c.study_key, study.c.state, study.c.first_received_at, study.c.complete_at)
-        .where(study.c.study_instance_uid == new.header.study_instance_uid)
-        .with_for_update()
-    ).one_or_none()
-    quiet_until = new.received_at + new.quiet_time
-    if row is None:
-        key = new_key()
-        connection.execute(
-            insert(study).values(
-                study_key=key,
-                study_instance_uid=new.header.study_instance_uid,
+    def _study_of(self, new: NewInstance) -> _GrowingStudy:
+        found = self._studies.get(new.header.study_instance_uid)
+        if found is None:
+            found = self._studies[new.header.study_instance_uid] = _GrowingStudy(
+                study_key=new_key(),
+                header=new.header,
                 state=StudyState.RECEIVING,
-                patient_name=new.header.patient_name,
-                patient_id=new.header.patient_id,
-                patient_birth_date=new.header.patient_birth_date,
-                patient_sex=new.header.patient_sex,
-                accession_number=new.header.accession_number,
-                study_date=new.header.study_date,
-                study_time=new.header.study_time,
-                study_description=new.header.study_description,
-                modality=new.header.modality,
-                instance_count=1,
-                revision=1,
                 first_received_at=new.received_at,
                 last_received_at=new.received_at,
-                complete_at=min(quiet_until, new.received_at + new.hard_cap),
+                complete_at=new.received_at,
             )
+        return found
+
+    def write(self) -> None:
+        """Execute what was decided."""
+        grown = [each for each in self._studies.values() if each.steps]
+        self._execute(_NEW_STUDY, [_study_row(each, each.header) for each in grown if each.header is not None])
+        self._execute(
+            _GROWN_STUDY,
+            [
+                {
+                    "key": each.study_key,
+                    "new_state": each.state,
+                    "more": each.more,
+                    "steps": each.steps,
+                    "now": each.last_received_at,
+                    "complete": each.complete_at,
+                }
+                for each in grown
+                if each.header is None
+            ],
         )
-        return key
-    late = row.state not in (StudyState.RECEIVING, StudyState.PROCESSING)
-    # The cap counts from the first image of this growth: for a late image, from that image.
-    started = new.received_at if late or row.state == StudyState.PROCESSING else row.first_received_at
-    longest = row.complete_at if row.state == StudyState.RECEIVING else quiet_until
-    connection.execute(
-        update(study)
-        .where(study.c.study_key == row.study_key)
-        .values(
-            # A study that a worker holds stays with it; the worker sees the new revision when it finishes.
-            state=StudyState.RECEIVING if late else row.state,
-            instance_count=study.c.instance_count + by,
-            revision=study.c.revision + 1,
-            last_received_at=new.received_at,
-            complete_at=min(max(quiet_until, longest), started + new.hard_cap),
-            reason="",
-        )
-    )
-    return str(row.study_key)
+        self._execute(_NEW_INSTANCE, self._new)
+        self._execute(_RETURNED_INSTANCE, self._returned)
+
+    def _execute(self, statement: Executable, rows: list[dict[str, object]]) -> None:
+        if rows:
+            self._connection.execute(statement, rows)
+
+
+def _study_row(growing: _GrowingStudy, header: StudyHeader) -> dict[str, object]:
+    return {
+        "study_key": growing.study_key,
+        "state": growing.state,
+        "reason": "",
+        "priority": 0,
+        "attempts": 0,
+        "instance_count": growing.more,
+        "revision": growing.steps,
+        "first_received_at": growing.first_received_at,
+        "last_received_at": growing.last_received_at,
+        "complete_at": growing.complete_at,
+        **asdict(header),
+    }
 
 
 def put_in_quarantine(
@@ -199,6 +292,7 @@ def put_in_quarantine(
 def known_paths(store: Store) -> frozenset[str]:
     """Relative paths of all files that rows refer to, for the sweep of orphans at start-up."""
     with store.read() as connection:
-        return frozenset(connection.execute(select(instance.c.path)).scalars()) | frozenset(
+        kept = select(instance.c.path).where(instance.c.removed_at.is_(None))
+        return frozenset(connection.execute(kept).scalars()) | frozenset(
             connection.execute(select(quarantine.c.path)).scalars()
         )
