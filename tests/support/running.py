@@ -15,11 +15,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.request import Request, urlopen
 
 from gateway.store import open_store
 from gateway.store.monitoring import processes
+from gateway.web.server import run as run_web
+
+if TYPE_CHECKING:
+    from web_site import Site
 
 PATIENCE_S = 90.0
 WITHOUT_LOG_IN = {"GATEWAY_WEB__AUTHENTICATION": "off"}
@@ -145,6 +149,22 @@ def running_gateway(folder: Path, config: str = "", **options: Any) -> Iterator[
     finally:
         status = gateway.stop()
     assert status == 0, gateway.log()
+
+
+@contextmanager
+def running_web(site: Site) -> Iterator[str]:
+    """The web process, in a thread of this one, on a socket bound beforehand as the supervisor does."""
+    stop = threading.Event()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        arguments = {"listener": listener}
+        running = threading.Thread(target=run_web, args=(site.settings, site.data_dir, stop), kwargs=arguments)
+        running.start()
+        wait_until(lambda: processes(site.store), "the web process to report")
+        yield f"http://127.0.0.1:{port}"
+        stop.set()
+        running.join(20)
+        assert not running.is_alive()
 
 
 def destination(name: str, ae_title: str, port: int) -> str:

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import socket
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
 import pytest
-from running import wait_until
+from running import running_web
 from web_site import DESTINATION, Site
 
 from gateway.objects import ObjectFolder
 from gateway.settings import Settings, load_settings
 from gateway.store import open_store
-from gateway.store.monitoring import processes
-from gateway.web.server import run
 
 
 @pytest.fixture
@@ -40,18 +36,9 @@ def site(tmp_path: Path, settings: Settings) -> Iterator[Site]:
 
 @pytest.fixture
 def address(site: Site) -> Iterator[str]:
-    """The web process, in a thread of this one, on a socket bound beforehand as the supervisor does."""
-    stop = threading.Event()
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = listener.getsockname()[1]
-        arguments = {"listener": listener}
-        running = threading.Thread(target=run, args=(site.settings, site.data_dir, stop), kwargs=arguments)
-        running.start()
-        wait_until(lambda: processes(site.store), "the web process to report")
-        yield f"http://127.0.0.1:{port}"
-        stop.set()
-        running.join(20)
-        assert not running.is_alive()
+    """The web process on a free port."""
+    with running_web(site) as address:
+        yield address
 
 
 @pytest.fixture

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import re
 import shutil
+import subprocess
 from collections.abc import Callable, Iterator
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
+from running import running_web
 from web_site import CAMERA_FINDING, NOON, Site
 
+from gateway.accounts import Accounts, first_password_path, prepare_first_account
+from gateway.roles import Role
+from gateway.settings import load_settings
+from gateway.store.accounts import Doer
 from gateway.store.deliveries import mark_delivered, mark_failed
 from gateway.studies_view import study_detail
 from gateway.study import StudyState
@@ -382,3 +388,127 @@ def test_no_file_of_the_pages_names_another_host() -> None:
     for file in files:
         found = set(re.findall(r"(?:https?:)?//[\w.-]+\.\w+", file.read_text("utf-8")))
         assert found <= {"http://www.w3.org"}, file
+
+
+# --- log-in ---
+
+
+@pytest.fixture
+def guarded(site: Site) -> Iterator[str]:
+    """The web process as it is shipped, log-in on, after a first start."""
+    site.settings = load_settings(environment={}, overrides={"worker.count": 1})
+    prepare_first_account(site.store, site.data_dir, now=datetime.now(UTC))
+    with running_web(site) as address:
+        yield address
+
+
+def test_from_the_first_password_to_a_colleague_at_work(site: Site, browser: Browser, guarded: str) -> None:
+    study_key = judged(site, "Doe^Jane", 0.9)
+    complaints: list[str] = []
+    context = browser.new_context(viewport={"width": 1440, "height": 900})
+    page = context.new_page()
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.goto(f"{guarded}/studies/{study_key}")
+    assert page.url == f"{guarded}/login?next=/studies/{study_key}"
+    expect(page.locator("nav a")).to_have_count(0)
+    page.get_by_label("Name").fill("admin")
+    page.get_by_label("Password").fill("wrong wrong wrong")
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("alert")).to_contain_text("do not belong together")
+    first = first_password_path(site.data_dir)
+    page.get_by_label("Password").fill(first.read_text().strip())
+    page.get_by_role("button", name="Log in").click()
+    page.wait_for_url("**/account")
+    expect(page.locator("main")).to_contain_text("Choose one of your own")
+    page.get_by_label("Old password").fill(first.read_text().strip())
+    page.get_by_label("New password").fill("correct horse battery")
+    page.get_by_label("Once more").fill("correct horse battery")
+    page.get_by_role("button", name="Change").click()
+    page.wait_for_url(f"{guarded}/")
+    expect(page.locator("#live")).to_have_text("live")
+    assert names(page) == ["Doe, Jane"]
+    assert not first.exists()
+
+    page.locator("#user summary").click()
+    page.get_by_role("link", name="Accounts").click()
+    page.get_by_label("Name", exact=True).fill("berta")
+    page.locator("main form.card").get_by_label("Role").select_option("radiologist")
+    page.get_by_role("button", name="Make").click()
+    given = page.locator("#secret").inner_text()
+    page.goto(f"{guarded}/")
+    expect(page.locator("#rows")).to_contain_text("Doe, Jane")
+    page.locator("#user summary").click()
+    page.get_by_role("button", name="Log out").click()
+    page.wait_for_url("**/login")
+    assert context.cookies(guarded) == []
+    page.go_back()
+    page.wait_for_url("**/login")
+    expect(page.locator("body")).not_to_contain_text("Doe")
+
+    page.goto(f"{guarded}/login?next=/studies/{study_key}")
+    page.get_by_label("Name").fill("berta")
+    page.get_by_label("Password").fill(given)
+    page.get_by_role("button", name="Log in").click()
+    page.wait_for_url("**/account")
+    page.get_by_label("Old password").fill(given)
+    page.get_by_label("New password").fill("another battery staple")
+    page.get_by_label("Once more").fill("another battery staple")
+    page.get_by_role("button", name="Change").click()
+    page.wait_for_url(f"{guarded}/")
+    page.goto(f"{guarded}/studies/{study_key}")
+    page.get_by_role("button", name="Judge again").click()
+    expect(page.locator("#patient")).to_contain_text("queued")
+    assert page.goto(f"{guarded}/admin/accounts").status == 403
+    assert complaints == []
+    context.close()
+
+
+def test_a_page_whose_session_has_ended_goes_to_the_log_in(site: Site, browser: Browser, guarded: str) -> None:
+    accounts = Accounts(site.store, site.data_dir)
+    by = Doer(actor="test")
+    accounts.make("carla", "correct horse battery", Role.ENGINEER, now=datetime.now(UTC), by=by)
+    key = site.alarm()
+    context = browser.new_context()
+    page = context.new_page()
+    page.goto(f"{guarded}/drift")
+    page.get_by_label("Name").fill("carla")
+    page.get_by_label("Password").fill("correct horse battery")
+    page.get_by_role("button", name="Log in").click()
+    expect(page.locator("#live")).to_have_text("live")
+    page.locator(f"#alarm-{key}").get_by_role("button", name="Acknowledge").click()
+    expect(page.locator(f"#alarm-{key}")).to_contain_text("acknowledged by carla")
+    accounts.disable("carla", now=datetime.now(UTC), by=by)
+    site.alarm(scope="camera 2")
+    page.wait_for_url("**/login?next=/drift")
+    context.close()
+
+
+def test_the_pages_over_https(site: Site, browser: Browser, tmp_path: Path) -> None:
+    """A browser takes the ``__Host-`` cookie, which it does not show to scripts."""
+    certificate, key = self_signed(tmp_path)
+    overrides = {"worker.count": 1, "web.certificate": str(certificate), "web.key": str(key)}
+    site.settings = load_settings(environment={}, overrides=overrides)
+    Accounts(site.store, site.data_dir).make(
+        "dora", "correct horse battery", Role.VIEWER, now=datetime.now(UTC), by=Doer(actor="test")
+    )
+    with running_web(site) as address, browser.new_context(ignore_https_errors=True) as context:
+        secure = address.replace("http:", "https:")
+        page = context.new_page()
+        page.goto(secure)
+        page.get_by_label("Name").fill("dora")
+        page.get_by_label("Password").fill("correct horse battery")
+        page.get_by_role("button", name="Log in").click()
+        expect(page.locator("#live")).to_have_text("live")
+        (cookie,) = context.cookies(secure)
+        assert (cookie["name"], cookie["secure"], cookie["httpOnly"]) == ("__Host-gateway-session", True, True)
+        assert cookie["sameSite"] == "Strict"
+        assert page.evaluate("document.cookie") == ""
+
+
+def self_signed(folder: Path) -> tuple[Path, Path]:
+    """A certificate for 127.0.0.1 and its key, made by openssl."""
+    certificate, key = folder / "web.pem", folder / "web.key"
+    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=127.0.0.1"]
+    command += ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(certificate)]
+    subprocess.run(command, check=True, capture_output=True)
+    return certificate, key

@@ -39,7 +39,8 @@ class Direct(httpx.BaseTransport):
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         async def ask() -> httpx.Response:
-            asked = httpx.Request(request.method, request.url, headers=request.headers, content=request.read())
+            body = httpx.ByteStream(request.read())
+            asked = httpx.Request(request.method, request.url, headers=request.headers, stream=body)
             answer = await httpx.ASGITransport(self.app, client=(self.address, 50000)).handle_async_request(asked)
             return httpx.Response(answer.status_code, headers=answer.headers, content=await answer.aread())
 
