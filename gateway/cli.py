@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from gateway import __version__
 from gateway.account_commands import add_account_commands
 from gateway.errors import GatewayError
+from gateway.retention_commands import add_retention_commands
 from gateway.settings import Settings, load_settings
 
 if TYPE_CHECKING:
@@ -100,6 +101,7 @@ def _parser() -> argparse.ArgumentParser:
     studies.add_argument("--json", action="store_true", help="for machines")
     studies.add_argument("--complete", metavar="KEY", help="judge a study now, without waiting for its quiet time")
     studies.set_defaults(run=_studies)
+    add_retention_commands(commands, studies, _add_place, _open_site)
 
     add_account_commands(commands, _add_place, _open_accounts)
     return parser
@@ -244,6 +246,10 @@ def _open_store(options: argparse.Namespace) -> Store:
     return open_store(settings.store.url, data_dir=data_dir)
 
 
+def _open_site(options: argparse.Namespace) -> tuple[Settings, Path, Store]:
+    return _settings(options), options.data_dir.resolve(), _open_store(options)
+
+
 def _open_accounts(options: argparse.Namespace) -> Accounts:
     from gateway.accounts import Accounts
 
@@ -255,6 +261,8 @@ def _study_lines(study: dict[str, Any]) -> list[str]:
     lines = [f"{study['study_key']}  {study['state']}  {study['modality']}  {study['instance_count']} images"]
     if study["reason"]:
         lines.append(f"    {study['reason']}")
+    if study["hold"]:
+        lines.append(f"    on hold by {study['hold']['by']}: {study['hold']['reason']}")
     for prediction in study["predictions"]:
         model = f"{prediction['model_name']} {prediction['model_version']}"
         if prediction["ungradable_reasons"]:

@@ -231,6 +231,7 @@ class Watch:
         for result in latest_drift(self._store):
             scope = self._scope(result["model_name"], result["model_version"], result["scope"])
             scope.tested_at[DriftKind(result["kind"])] = result["seen"]
+            scope.seen = max(scope.seen, result["seen"])  # older studies' records may have expired
 
     def _scope(self, model_name: str, model_version: int, scope_name: str) -> Scope:
         subject = Subject(model_name=model_name, model_version=model_version, scope=scope_name)

@@ -33,7 +33,7 @@ from typing import TextIO
 
 from pydicom import config as pydicom_config
 
-from gateway import monitor, scp, sender, worker
+from gateway import housekeeping, monitor, scp, sender, worker
 from gateway.accounts import FIRST_ACCOUNT, prepare_first_account
 from gateway.errors import SettingsError, StoreError
 from gateway.objects import ObjectFolder
@@ -228,6 +228,7 @@ def _children(settings: Settings, data_dir: Path, ports: Ports) -> list[Child]:
     judges = [f"worker-{number}" for number in range(workers)]
     return [
         Child("monitor", lambda stop: monitor.run(settings, data_dir, stop), drains=False),
+        Child("housekeeper", lambda stop: housekeeping.run(settings, data_dir, stop), drains=False),
         *(Child(name, receiver(name), drains=False, receives=True) for name in receivers),
         *(Child(name, judge(name, number), drains=True) for number, name in enumerate(judges)),
         Child("sender", lambda stop: sender.run(settings, data_dir, stop), drains=True),

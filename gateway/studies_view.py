@@ -128,7 +128,7 @@ def study_detail(store: Store, study_key: str) -> dict[str, Any]:
     """One study with its images.
 
     Beside what :func:`list_studies` gives, ``images``: instance_key, sop_instance_uid, sop_class_uid, modality, rule,
-    received_at, in order of arrival.
+    received_at, expired_at (the original was deleted; ``None``: it is there), in order of arrival.
 
     Raises
     ------
@@ -139,6 +139,7 @@ def study_detail(store: Store, study_key: str) -> dict[str, Any]:
         select(
             *(instance.c[name] for name in ("instance_key", "sop_instance_uid", "sop_class_uid", "modality", "rule")),
             instance.c.received_at,
+            instance.c.removed_at.label("expired_at"),
         )
         .where(instance.c.study_key == study_key)
         .order_by(instance.c.received_at, instance.c.instance_key)
@@ -149,7 +150,8 @@ def study_detail(store: Store, study_key: str) -> dict[str, Any]:
             raise StoreError(f"no study {study_key}")
         found = _assemble(connection, rows, [study_key])[0]
         found["images"] = [
-            {**row, "received_at": row["received_at"].isoformat()} for row in connection.execute(images).mappings()
+            {**row, "received_at": row["received_at"].isoformat(), "expired_at": _iso(row["expired_at"])}
+            for row in connection.execute(images).mappings()
         ]
     return found
 
@@ -230,6 +232,9 @@ def _study(
         **{name: row[name] for name in _TEXTS},
         "priority": PRIORITIES[row["priority"]],
         **{name: _iso(row[name]) for name in _TIMES},
+        "hold": None
+        if row["hold_reason"] is None
+        else {"reason": row["hold_reason"], "by": row["held_by"], "at": _iso(row["held_at"])},
         "predictions": predictions,
         "findings": study_findings(predictions),
         "alarms": [
@@ -315,6 +320,7 @@ def _predictions(
     for row in rows:
         values = {name: row[name] for name in (*columns[2:12], *columns[13:15], "sop_instance_uid")}
         values["has_heat_map"] = row["heat_map_path"] is not None
+        values["heat_map_expired"] = row["heat_map_path"] is None and row["explanation"] is not None
         values["judged_at"] = row["judged_at"].isoformat()
         values["superseded"] = row["prediction_id"] != newest[_image_and_model(row)]
         values["drift"] = _drift_of(row, drift)

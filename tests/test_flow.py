@@ -221,7 +221,7 @@ def test_pixels_that_cannot_be_decoded_fail_with_the_reason(site: tuple[Gateway,
 def test_health_and_metrics_speak_the_truth(site: tuple[Gateway, StoreScp]) -> None:
     gateway, _ = site
     health = wait_until(lambda: gateway.get("/health"), "health")
-    assert {"monitor", "receiver-0", "receiver-1", "sender", "web", "worker-0"} <= {
+    assert {"housekeeper", "monitor", "receiver-0", "receiver-1", "sender", "web", "worker-0"} <= {
         process["name"] for process in health["processes"]
     }
     samples = [
@@ -365,6 +365,7 @@ def kill_each(gateway: Gateway, over: threading.Event) -> None:
         "receiver-1",
         "worker-1",
         "monitor",
+        "housekeeper",
         "web",
         "worker-0",
         "receiver-0",

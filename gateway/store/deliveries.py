@@ -80,8 +80,21 @@ def mark_failed(store: Store, delivery_ids: Sequence[int], *, error: str, next_a
 
 
 def resend(store: Store, delivery_id: int, now: datetime) -> None:
-    """Send a dead letter, or a delivered object, again: a fresh count of tries from now."""
+    """Send a dead letter, or a delivered object, again: a fresh count of tries from now.
+
+    Raises
+    ------
+    StoreError
+        There is no such delivery, or its object has expired.
+    """
+    gone = (
+        select(result.c.removed_at)
+        .join(delivery, delivery.c.result_key == result.c.result_key)
+        .where(delivery.c.delivery_id == delivery_id)
+    )
     with store.write() as connection:
+        if connection.execute(gone).scalar_one_or_none() is not None:
+            raise StoreError("the result has expired and cannot be sent again; judging the study again makes it anew")
         changed = connection.execute(
             update(delivery)
             .where(delivery.c.delivery_id == delivery_id)

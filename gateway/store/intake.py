@@ -290,9 +290,10 @@ def put_in_quarantine(
 
 
 def known_paths(store: Store) -> frozenset[str]:
-    """Relative paths of all files that rows refer to, for the sweep of orphans at start-up."""
+    """Relative paths of all files that rows need, for the sweep of orphans at start-up."""
     with store.read() as connection:
-        kept = select(instance.c.path).where(instance.c.removed_at.is_(None))
-        return frozenset(connection.execute(kept).scalars()) | frozenset(
-            connection.execute(select(quarantine.c.path)).scalars()
+        return frozenset(
+            path
+            for table in (instance, quarantine)
+            for path in connection.execute(select(table.c.path).where(table.c.removed_at.is_(None))).scalars()
         )

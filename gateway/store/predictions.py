@@ -146,9 +146,14 @@ def _replace_prediction(connection: Connection, study_key: str, row: PredictionR
 
 
 def _add_result(connection: Connection, study_key: str, made: ResultRow, now: datetime) -> bool:
-    known = connection.execute(
-        select(result.c.result_key).where(result.c.sop_instance_uid == made.sop_instance_uid)
-    ).scalar_one_or_none()
+    row = connection.execute(
+        select(result.c.result_key, result.c.removed_at).where(result.c.sop_instance_uid == made.sop_instance_uid)
+    ).one_or_none()
+    known = None if row is None else row.result_key
+    expired = row is not None and row.removed_at is not None
+    if expired:  # made again after its file had expired
+        back = update(result).where(result.c.result_key == known)
+        connection.execute(back.values(path=made.path, created_at=now, removed_at=None))
     if known is None:
         connection.execute(
             insert(result).values(
@@ -175,7 +180,7 @@ def _add_result(connection: Connection, study_key: str, made: ResultRow, now: da
                     created_at=now,
                 )
             )
-    return known is None
+    return known is None or expired
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -127,6 +127,10 @@ quarantine = Table(
     Column("calling_ae_title", String(16), nullable=False),
     Column("peer_address", String(64), nullable=False),
     Column("received_at", Utc, nullable=False),
+    Column("removed_at", Utc),  # the file has expired; the row stays
+)
+Index(
+    "ix_quarantine_removed_at_received_at", quarantine.c.removed_at, quarantine.c.received_at, quarantine.c.size_bytes
 )
 
 prediction = Table(
@@ -175,6 +179,7 @@ result = Table(
     Column("created_at", Utc, nullable=False),
     Column("removed_at", Utc),  # the file has expired; the row stays
 )
+Index("ix_result_removed_at_created_at", result.c.removed_at, result.c.created_at)
 
 delivery = Table(
     "delivery",

@@ -14,6 +14,8 @@ from gateway.store.engine import Store
 from gateway.store.schema import delivery, instance, study
 from gateway.study import TRANSITIONS, ReceivedInstance, Study, StudyState
 
+EXPIRED = "the images have expired"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClaimedStudy:
@@ -64,10 +66,13 @@ def complete_now(store: Store, study_key: str, now: datetime) -> None:
     Raises
     ------
     TransitionError
-        It is queued or being judged already, or there is no such study.
+        It is queued or being judged already, all its images have expired, or there is no such study.
     """
+    left = select(instance.c.instance_key).where(instance.c.study_key == study_key, instance.c.removed_at.is_(None))
     with store.write() as connection:
         move_study(connection, study_key, StudyState.QUEUED, queued_at=now, not_before=now, attempts=0)
+        if connection.execute(left.limit(1)).first() is None:
+            raise TransitionError(f"study {study_key} cannot be judged: {EXPIRED}")
 
 
 def claim_studies(
@@ -102,32 +107,36 @@ def claim_studies(
                 lease_until=now + lease,
                 attempts=study.c.attempts + 1,
             )
-        return tuple(
-            ClaimedStudy(
-                study=_load(connection, row.study_key, objects),
-                revision=row.revision,
-                attempts=row.attempts + 1,
-                queued_at=row.queued_at,
+        claimed = []
+        for row in rows:
+            loaded = _load(connection, row.study_key, objects)
+            if not loaded.instances:
+                move_study(
+                    connection, row.study_key, StudyState.FAILED, reason=EXPIRED, lease_owner=None, lease_until=None
+                )
+                continue
+            claimed.append(
+                ClaimedStudy(study=loaded, revision=row.revision, attempts=row.attempts + 1, queued_at=row.queued_at)
             )
-            for row in rows
-        )
+        return tuple(claimed)
 
 
 def load_study(store: Store, study_key: str, objects: Path) -> Study:
-    """The study as received. Raises :class:`StoreError` when there is none of that key."""
+    """The study as received, without images that have expired. Raises :class:`StoreError` when nothing is left."""
     with store.read() as connection:
-        return _load(connection, study_key, objects)
+        loaded = _load(connection, study_key, objects)
+    if not loaded.instances:
+        raise StoreError(f"no study {study_key}, or its images have expired")
+    return loaded
 
 
 def _load(connection: Connection, study_key: str, objects: Path) -> Study:
     rows = connection.execute(
         select(instance, study.c.study_instance_uid)
         .join(study, study.c.study_key == instance.c.study_key)
-        .where(instance.c.study_key == study_key)
+        .where(instance.c.study_key == study_key, instance.c.removed_at.is_(None))
         .order_by(instance.c.received_at, instance.c.instance_key)
     ).all()
-    if not rows:
-        raise StoreError(f"no study {study_key}")
     return Study(
         study_key=study_key,
         instances=tuple(

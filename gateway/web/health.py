@@ -13,7 +13,7 @@ from gateway.store.monitoring import processes
 PATIENCE_S = 15.0
 """Processes report every 5 s."""
 LONG_PATIENCE_S = 60.0
-"""Workers and the monitor report between two pieces of work, which may take longer."""
+"""Workers, monitor and housekeeper report between two pieces of work, which may take longer."""
 
 
 def expected_processes(settings: Settings) -> frozenset[str]:
@@ -21,6 +21,7 @@ def expected_processes(settings: Settings) -> frozenset[str]:
     workers = max(1, settings.worker.count)
     return frozenset(
         {
+            "housekeeper",
             "monitor",
             "sender",
             "web",
@@ -32,7 +33,7 @@ def expected_processes(settings: Settings) -> frozenset[str]:
 
 def is_up(name: str, seen_at: datetime, now: datetime) -> bool:
     """Whether a process that was last seen then is taken to be alive."""
-    patience_s = LONG_PATIENCE_S if name.startswith(("worker", "monitor")) else PATIENCE_S
+    patience_s = LONG_PATIENCE_S if name.startswith(("worker", "monitor", "housekeeper")) else PATIENCE_S
     return (now - seen_at).total_seconds() <= patience_s
 
 

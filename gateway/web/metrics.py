@@ -35,7 +35,7 @@ def metrics_text(store: Store) -> bytes:
         The store cannot be read.
     """
     registry = CollectorRegistry(auto_describe=False)
-    families = [*_store_families(store), *_drift_families(store), _process_family(store)]
+    families = [*_store_families(store), *_drift_families(store), _process_family(store), *_disk_families(store)]
     registry.register(_Ready(families))
     return generate_latest(registry)
 
@@ -145,3 +145,37 @@ def _process_family(store: Store) -> Family:
     for row in processes(store):
         family.add_metric([row["name"]], float(is_up(row["name"], row["seen_at"], now)))
     return family
+
+
+def _disk_families(store: Store) -> list[Family]:
+    """What the housekeeper last reported of the disk, and what it has deleted since it started."""
+    reported = (row["detail"] for row in processes(store) if row["name"] == "housekeeper")
+    detail: dict[str, Any] = next(reported, {})
+    disk: dict[str, Any] = detail.get("disk", {})
+    families: list[Family] = []
+    if "free_bytes" in disk:
+        families += [
+            GaugeMetricFamily("gateway_disk_free_bytes", "Free on the data folder's disk.", value=disk["free_bytes"]),
+            GaugeMetricFamily("gateway_disk_total_bytes", "Size of that disk.", value=disk["total_bytes"]),
+        ]
+        marks = GaugeMetricFamily(
+            "gateway_disk_mark_bytes", "Free bytes below which data expires at once, or is refused.", labels=["mark"]
+        )
+        for mark in ("expire", "refuse"):
+            marks.add_metric([mark], disk[f"{mark}_below_bytes"])
+        families.append(marks)
+    refusing = float(bool(disk.get("refusing")))
+    families += [
+        GaugeMetricFamily("gateway_disk_refusing", "1 where the disk is too full to take data in.", value=refusing),
+        CounterMetricFamily(
+            "gateway_disk_refusals", "Times the disk became too full.", value=float(disk.get("refusals", 0))
+        ),
+    ]
+    files = CounterMetricFamily("gateway_expired_files", "Files deleted by retention.", labels=["kind"])
+    size_bytes = CounterMetricFamily("gateway_expired_bytes", "Bytes deleted by retention.", labels=["kind"])
+    for kind, size in detail.get("expired", {}).items():
+        files.add_metric([kind], size["files"])
+        size_bytes.add_metric([kind], size["size_bytes"])
+    held = GaugeMetricFamily("gateway_quarantine_bytes", "Bytes in quarantine.")
+    held.add_metric([], detail.get("quarantine", {}).get("size_bytes", 0))
+    return [*families, files, size_bytes, held]

@@ -21,7 +21,7 @@ from gateway.errors import StoreError, UnreadableError
 from gateway.objects import ObjectFolder, heat_map_path, picture_path
 from gateway.roles import Permission
 from gateway.store import Store
-from gateway.store.schema import instance
+from gateway.store.schema import instance, result
 from gateway.web.access import require
 from gateway.web.decoding import DecodedPixels, decode_pixels
 
@@ -76,12 +76,14 @@ def pictures_router(objects: ObjectFolder, store: Store) -> APIRouter:
 
     @router.get("/picture.jpg", dependencies=SEES, summary="The picture as displayed, long side at most 1152 pixels")
     def picture(instance_key: Key, frame_index: Frame) -> Response:
+        _refuse_expired_picture(objects, store, instance_key, frame_index)
         return Response(_read(objects, picture_path(instance_key, frame_index)), media_type="image/jpeg")
 
     @router.get(
         "/heat.png", dependencies=SEES, summary="The heat map over the whole picture, in colour; cover grows with heat"
     )
     def heat(instance_key: Key, frame_index: Frame, model: Model, version: Version) -> Response:
+        _refuse_expired_picture(objects, store, instance_key, frame_index)
         grey = _read(objects, heat_map_path(instance_key, frame_index, model, version))
         return Response(_png(coloured_heat(grey)), media_type="image/png")
 
@@ -96,6 +98,7 @@ def pictures_router(objects: ObjectFolder, store: Store) -> APIRouter:
             heat_file = None if model is None else heat_map_path(instance_key, frame_index, model, version)
             return _thumbnail(objects, picture_path(instance_key, frame_index), heat_file)
 
+        _refuse_expired_picture(objects, store, instance_key, frame_index)
         made = cache.get(("thumbnail", instance_key, frame_index, model, version), make)
         return Response(made.content, media_type=made.media_type)
 
@@ -123,10 +126,27 @@ def pictures_router(objects: ObjectFolder, store: Store) -> APIRouter:
 
 def _instance_path(store: Store, instance_key: str) -> str:
     with store.read() as connection:
-        found = connection.execute(select(instance.c.path).where(instance.c.instance_key == instance_key)).scalar()
+        found = connection.execute(
+            select(instance.c.path, instance.c.removed_at).where(instance.c.instance_key == instance_key)
+        ).one_or_none()
     if found is None:
         raise StoreError(f"no image {instance_key}")
-    return str(found)
+    if found.removed_at is not None:
+        raise HTTPException(410, "image expired: the original was deleted by retention")
+    return str(found.path)
+
+
+def _refuse_expired_picture(objects: ObjectFolder, store: Store, instance_key: str, frame_index: int) -> None:
+    """410 where there was a picture and retention has deleted it."""
+    if objects.path(picture_path(instance_key, frame_index)).is_file():
+        return
+    of = select(result.c.result_key).join(instance, instance.c.study_key == result.c.study_key)
+    with store.read() as connection:
+        found = connection.execute(
+            of.where(instance.c.instance_key == instance_key, result.c.removed_at.is_not(None)).limit(1)
+        ).first()
+    if found is not None:
+        raise HTTPException(410, "image expired: the picture was deleted by retention")
 
 
 def _read(objects: ObjectFolder, relative: str) -> bytes:

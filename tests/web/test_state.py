@@ -26,14 +26,14 @@ def test_health_is_ok_when_every_process_reports(site: Site, client: httpx.Clien
     before = client.get("/health")
     assert before.status_code == 503
     assert "sender has not reported yet" in before.json()["problems"]
-    report(site, "receiver-0", "receiver-1", "worker-0", "monitor", "sender")
+    report(site, "receiver-0", "receiver-1", "worker-0", "monitor", "sender", "housekeeper")
     answer = client.get("/health")
     assert (answer.status_code, answer.json()["status"], answer.json()["problems"]) == (200, "ok", [])
     assert {each["name"] for each in answer.json()["processes"]} == expected_processes(site.settings)
 
 
 def test_a_silent_process_is_told(site: Site, client: httpx.Client) -> None:
-    report(site, "receiver-0", "receiver-1", "worker-0", "monitor")
+    report(site, "receiver-0", "receiver-1", "worker-0", "monitor", "housekeeper")
     report(site, "sender", at=datetime.now(UTC) - timedelta(seconds=40))
     answer = client.get("/health")
     assert answer.status_code == 503

@@ -94,8 +94,15 @@ def upgrade() -> None:
         batch_op.add_column(sa.Column("removed_at", sa.DateTime(timezone=True), nullable=True))
         batch_op.create_index("ix_instance_removed_at_received_at", ["removed_at", "received_at"], unique=False)
 
+    with op.batch_alter_table("quarantine", schema=None) as batch_op:
+        batch_op.add_column(sa.Column("removed_at", sa.DateTime(timezone=True), nullable=True))
+        batch_op.create_index(
+            "ix_quarantine_removed_at_received_at", ["removed_at", "received_at", "size_bytes"], unique=False
+        )
+
     with op.batch_alter_table("result", schema=None) as batch_op:
         batch_op.add_column(sa.Column("removed_at", sa.DateTime(timezone=True), nullable=True))
+        batch_op.create_index("ix_result_removed_at_created_at", ["removed_at", "created_at"], unique=False)
 
     with op.batch_alter_table("study", schema=None) as batch_op:
         batch_op.add_column(sa.Column("hold_reason", sa.Text(), nullable=True))
@@ -113,6 +120,11 @@ def downgrade() -> None:
         batch_op.drop_column("hold_reason")
 
     with op.batch_alter_table("result", schema=None) as batch_op:
+        batch_op.drop_index("ix_result_removed_at_created_at")
+        batch_op.drop_column("removed_at")
+
+    with op.batch_alter_table("quarantine", schema=None) as batch_op:
+        batch_op.drop_index("ix_quarantine_removed_at_received_at")
         batch_op.drop_column("removed_at")
 
     with op.batch_alter_table("instance", schema=None) as batch_op:
