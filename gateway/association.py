@@ -30,6 +30,8 @@ from gateway.spool import Spool
 
 LONGEST_HELD_DATA_SET_BYTES = 1 << 20
 """Of a message other than C-STORE: a storage commitment request of some 8,000 instances."""
+MOST_OUTGOING_BYTES = 1 << 16
+"""Of answers that the peer has not read; then it has to, before more is taken in."""
 _P_DATA_HEADER_BYTES = 6
 _PDU_HEADER_BYTES = 6
 _LONGEST_SHORT_PDU_BYTES = 1 << 10
@@ -162,6 +164,21 @@ class Association:
         self._pieces: list[memoryview] = []  # of the spool's data set, valid during one feed
 
     @property
+    def is_streaming(self) -> bool:
+        """Whether a data set is on its way to the spool."""
+        return self._spool is not None
+
+    @property
+    def is_holding(self) -> bool:
+        """Whether a data set is gathered in memory."""
+        return self._data_set is not None
+
+    @property
+    def takes_more(self) -> bool:
+        """Whether bytes may be fed; not while a message waits for its answer, or the peer does not read its answers."""
+        return not self.is_busy and len(self.outgoing) <= MOST_OUTGOING_BYTES
+
+    @property
     def is_in_message(self) -> bool:
         """Whether something has begun to arrive that is not complete."""
         return bool(self._header or self._pdu_left or self._command_bytes or self._command is not None)
@@ -169,7 +186,7 @@ class Association:
     def feed(self, piece: memoryview) -> None:
         """Take bytes in; they need stay valid during this call only."""
         try:
-            while piece and self.state is not State.ENDED and not self.is_busy:
+            while piece and self.state is not State.ENDED and self.takes_more:
                 if self._pdu_left == 0:
                     piece = self._take_header(piece)
                 elif self._pdu_kind == acse.P_DATA_TF:
@@ -180,8 +197,7 @@ class Association:
         except ProtocolError as error:
             self.abort(str(error))
             return
-        if piece and self.is_busy:
-            self._held = bytes(piece)
+        self._held = bytes(piece) if self.state is not State.ENDED else b""
 
     def answer(self, message: Message, status: int, comment: str = "") -> None:
         """Send the response to a message that :meth:`Host.answer_later` was given, and go on."""
@@ -189,8 +205,12 @@ class Association:
             return
         self._respond(message.context, message.command, status, comment)
         self.is_busy = False
-        held, self._held = self._held, b""
-        if held:
+        self.resume()
+
+    def resume(self) -> None:
+        """Go on with what was held back, if there is any."""
+        if self._held and self.takes_more:
+            held, self._held = self._held, b""
             self.feed(memoryview(held))
 
     def abort(self, reason: str) -> None:

@@ -32,6 +32,7 @@ from typing import Any
 from pydicom import config as pydicom_config
 
 from gateway import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME, acse, dimse
+from gateway.association import LONGEST_HELD_DATA_SET_BYTES as _HELD_BYTES
 from gateway.association import Acceptance, Association, Message, Refusal, Rejection, State
 from gateway.commitment import CommitmentService
 from gateway.contexts import STORAGE_COMMITMENT_UID, VERIFICATION_UID, may_be_stored, supports
@@ -59,7 +60,8 @@ CHECK_S = 0.5
 CLOSE_S = 2.0
 """How long a peer may take to close a connection whose association is over (ARTIM, PS3.8 section 9.1.5)."""
 READ_BYTES = 1 << 19
-READS_A_TURN = 2
+SMALL_READ_BYTES = 1 << 15
+READS_A_TURN = 3
 """Then the others have their turn."""
 ACCEPTS_A_TURN = 16
 YIELD_S = 0.004
@@ -360,7 +362,7 @@ class Receiver:
         if connection.handshaking:
             self._shake_hands(connection)
             return
-        if not connection.association.is_busy:
+        if connection.association.takes_more:
             if events & ~_WRITE:
                 self._read(connection)
         elif events & (select.EPOLLHUP | select.EPOLLERR):
@@ -374,10 +376,11 @@ class Receiver:
         self._flush(connection)
         if connection.socket.fileno() < 0:
             return
+        connection.association.resume()
         events = 0
         if connection.association.outgoing:
             events |= _WRITE
-        if not connection.association.is_busy:
+        if connection.association.takes_more:
             events |= _READ
         if events != connection.events:
             connection.events = events
@@ -409,7 +412,9 @@ class Receiver:
         association = connection.association
         for _ in range(READS_A_TURN):
             try:
-                count = connection.socket.recv_into(self._buffer)
+                # Little until a data set comes: what cannot be taken at once is held back, for each of many peers.
+                room = READ_BYTES if association.is_streaming else SMALL_READ_BYTES
+                count = connection.socket.recv_into(self._buffer, room)
             except (BlockingIOError, ssl.SSLWantReadError):
                 return
             except ssl.SSLWantWriteError:
@@ -426,7 +431,7 @@ class Receiver:
                 connection.window_began_at, connection.window_bytes = now, 0
             connection.window_bytes += count
             association.feed(self._buffer[:count])
-            if association.is_busy or count < READ_BYTES:
+            if not association.takes_more or count < room:
                 break
         if isinstance(connection.socket, ssl.SSLSocket) and connection.socket.pending():
             self._readable_still.add(connection)
@@ -553,7 +558,7 @@ class Receiver:
         """Whether the data set of a storage commitment message may be gathered."""
         if context.abstract_syntax != STORAGE_COMMITMENT_UID:
             return Refusal(status=dimse.UNRECOGNISED_OPERATION)
-        if self._held_bytes > MOST_HELD_BYTES:
+        if self._held_bytes + sum(each.is_holding for each in self._by_association) * _HELD_BYTES > MOST_HELD_BYTES:
             return Refusal(status=dimse.RESOURCE_LIMITATION, comment="too many such messages at once")
         return None
 

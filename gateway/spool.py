@@ -51,6 +51,7 @@ PROCESSING_FAILURE = 0x0110
 
 _FLUSH_BYTES = 8 << 20
 _ADMIT_TRIES = 3
+_HEADERS_KEPT = 64
 _ERROR_COMMENT_CHARACTERS = 64  # (0000,0902) is LO
 
 
@@ -195,6 +196,7 @@ class Intake:
     _counting: threading.Lock = field(default_factory=threading.Lock)
     _committing: threading.Lock = field(default_factory=threading.Lock)
     _arrivals: deque[_Arrival] = field(default_factory=deque)
+    _headers: dict[str, StudyHeader] = field(default_factory=dict)
 
     def open(self, *, sop_class_uid: str, sop_instance_uid: str, transfer_syntax_uid: str) -> Spool:
         """A spool for a data set that is about to arrive."""
@@ -312,18 +314,7 @@ class Intake:
         modality = _text(header, "Modality", 16)
         return NewInstance(
             instance_key=spool.key,
-            header=StudyHeader(
-                study_instance_uid=inspection.study_instance_uid,
-                patient_name=_text(header, "PatientName"),
-                patient_id=_text(header, "PatientID"),
-                patient_birth_date=_text(header, "PatientBirthDate", 16),
-                patient_sex=_text(header, "PatientSex", 16),
-                accession_number=_text(header, "AccessionNumber"),
-                study_date=_text(header, "StudyDate", 16),
-                study_time=_text(header, "StudyTime", 16),
-                study_description=_text(header, "StudyDescription"),
-                modality=modality,
-            ),
+            header=self._study_header(inspection, modality),
             sop_instance_uid=inspection.sop_instance_uid,
             sop_class_uid=inspection.sop_class_uid,
             series_instance_uid=inspection.series_instance_uid,
@@ -338,6 +329,30 @@ class Intake:
             quiet_time=completion.quiet_time(header, self.rules, self.completion),
             hard_cap=completion.hard_cap(self.completion),
         )
+
+    def _study_header(self, inspection: Inspection, modality: str) -> StudyHeader:
+        """What the reading list shows of the study, by its first instance: those after it need not be decoded."""
+        known = self._headers.get(inspection.study_instance_uid)
+        if known is not None:
+            return known
+        header = inspection.header
+        made = StudyHeader(
+            study_instance_uid=inspection.study_instance_uid,
+            patient_name=_text(header, "PatientName"),
+            patient_id=_text(header, "PatientID"),
+            patient_birth_date=_text(header, "PatientBirthDate", 16),
+            patient_sex=_text(header, "PatientSex", 16),
+            accession_number=_text(header, "AccessionNumber"),
+            study_date=_text(header, "StudyDate", 16),
+            study_time=_text(header, "StudyTime", 16),
+            study_description=_text(header, "StudyDescription"),
+            modality=modality,
+        )
+        with self._counting:
+            while len(self._headers) >= _HEADERS_KEPT:
+                self._headers.pop(next(iter(self._headers)))
+            self._headers[inspection.study_instance_uid] = made
+        return made
 
     def _refuse(self, spool: Spool, peer: Peer, error: IntakeError | StoreError | OSError) -> Answer:
         if isinstance(error, (StoreError, OSError, OutOfResourcesError)):

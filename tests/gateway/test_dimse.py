@@ -6,26 +6,16 @@ import struct
 from io import BytesIO
 
 import pytest
-from pydicom import Dataset
 from pydicom.uid import CTImageStorage, generate_uid
 from pynetdicom.dimse_messages import C_STORE_RSP, N_EVENT_REPORT_RSP
-from pynetdicom.dsutils import decode, encode
+from pynetdicom.dsutils import decode
 from pynetdicom.pdu import P_DATA_TF
+from wire import command_set
 
 from gateway import dimse
 from gateway.acse import ProtocolError
 
 INSTANCE = str(generate_uid())
-
-
-def command_set(**attributes: object) -> bytes:
-    """A command set of pydicom's making, with its group length."""
-    command = Dataset()
-    for keyword, value in attributes.items():
-        setattr(command, keyword, value)
-    body = encode(command, True, True)
-    assert body is not None
-    return struct.pack("<HHII", 0, 0, 4, len(body)) + body
 
 
 STORE = command_set(

@@ -578,7 +578,7 @@ def test_associations_spread_over_receivers(make_receivers: Callable[..., Receiv
     assert min(counts) > 0, counts
 
 
-ROUNDS = 20
+ROUNDS = 200
 
 
 def test_kill_loop_loses_nothing_acknowledged(make_receivers: Callable[..., Receivers]) -> None:
@@ -617,7 +617,7 @@ def test_kill_loop_loses_nothing_acknowledged(make_receivers: Callable[..., Rece
         for number in range(ROUNDS):
             already = len(acknowledged)
             wait_until(lambda before=already: len(acknowledged) > before, "an acknowledgement")
-            ended.wait(chance.uniform(0, 0.3))
+            ended.wait(chance.uniform(0, 0.15))
             name = f"receiver-{number % 2}"
             receivers.kill(name)
             receivers.start(name)
