@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, HTTPException, Query, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
-from pydantic import AwareDatetime, BaseModel, Field
+from pydantic import AwareDatetime, BaseModel, Field, StringConstraints
 from sqlalchemy import select
 
 from drift.alarms import AlarmState, change_state
@@ -18,6 +18,7 @@ from gateway.settings import Settings
 from gateway.store import Store
 from gateway.store import deliveries as delivery_store
 from gateway.store.monitoring import alarm_of, alarms, change_alarm, latest_drift
+from gateway.store.retention import hold, release
 from gateway.store.schema import alarm, model_alias, quarantine
 from gateway.store.studies import complete_now
 from gateway.studies_view import PRIORITIES, UNGRADABLE, alarm_view, count_studies, list_studies, study_detail
@@ -40,6 +41,12 @@ class Step(BaseModel):
 
     by: str = Field(default="", max_length=128, description="Who; needed, and heeded, only while log-in is off")
     cause: str = Field(default="", max_length=2000)
+
+
+class Hold(BaseModel):
+    """Why nothing of a study may expire."""
+
+    reason: Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=1000)]
 
 
 def api_router(settings: Settings, store: Store) -> APIRouter:
@@ -119,6 +126,16 @@ def _add_study_routes(router: APIRouter, store: Store) -> None:
         study_detail(store, study_key)
         complete_now(store, study_key, datetime.now(UTC))
         access_of(request).note(caller, "judge now", study_key)
+        return study_detail(store, study_key)
+
+    @router.post("/api/studies/{study_key}/hold", tags=["studies"], summary="Let nothing of a study expire")
+    def hold_study(caller: MayActOnStudies, study_key: str, why: Hold) -> dict[str, Any]:
+        hold(store, study_key, by=caller.actor, reason=why.reason, now=datetime.now(UTC))
+        return study_detail(store, study_key)
+
+    @router.post("/api/studies/{study_key}/release", tags=["studies"], summary="Let a study expire again")
+    def release_study(caller: MayActOnStudies, study_key: str) -> dict[str, Any]:
+        release(store, study_key, by=caller.actor, now=datetime.now(UTC))
         return study_detail(store, study_key)
 
     @router.post("/api/deliveries/{delivery_id}/resend", tags=["studies"], summary="Send a result again")

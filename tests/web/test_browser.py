@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import shutil
-import subprocess
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 
 import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
-from running import running_web
+from running import running_web, self_signed
 from web_site import CAMERA_FINDING, NOON, Site
 
 from gateway.accounts import Accounts, first_password_path, prepare_first_account
@@ -351,6 +350,16 @@ def test_an_image_that_cannot_be_shown_says_so(site: Site, browser: Browser, add
         expect(page.locator(".problem")).to_contain_text("The picture cannot be shown")
 
 
+def test_a_study_is_held_and_released(site: Site, open_page: Open) -> None:
+    page = open_page(f"/studies/{judged(site, 'Doe^Jane', 0.9)}")
+    page.get_by_label("Let nothing expire, because").fill("teaching file")
+    page.get_by_role("button", name="Hold").click()
+    expect(page.locator("#panel")).to_contain_text("on hold by anyone")
+    expect(page.locator("#panel")).to_contain_text("teaching file")
+    page.get_by_role("button", name="Release").click()
+    expect(page.get_by_label("Let nothing expire, because")).to_be_visible()
+
+
 # --- the other pages ---
 
 
@@ -503,12 +512,3 @@ def test_the_pages_over_https(site: Site, browser: Browser, tmp_path: Path) -> N
         assert (cookie["name"], cookie["secure"], cookie["httpOnly"]) == ("__Host-gateway-session", True, True)
         assert cookie["sameSite"] == "Strict"
         assert page.evaluate("document.cookie") == ""
-
-
-def self_signed(folder: Path) -> tuple[Path, Path]:
-    """A certificate for 127.0.0.1 and its key, made by openssl."""
-    certificate, key = folder / "web.pem", folder / "web.key"
-    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=127.0.0.1"]
-    command += ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(certificate)]
-    subprocess.run(command, check=True, capture_output=True)
-    return certificate, key

@@ -495,6 +495,28 @@ def test_large_bodies_are_refused_before_anybody_is_asked_who_they_are(browser: 
 # --- pages ---
 
 
+def test_a_hold_names_who_is_logged_in(browser: Open, site: Site) -> None:
+    study_key, _ = site.receive()
+    client = browser("radiologist")
+    token = csrf(client)
+    path = f"/api/studies/{study_key}/hold"
+    for body in ({}, {"reason": ""}, {"reason": "  "}, {"reason": "x" * 1001}):
+        assert client.post(path, json=body, headers=token).status_code == 422
+    held = client.post(path, json={"reason": " teaching file "}, headers=token).json()["hold"]
+    assert (held["by"], held["reason"]) == ("radiologist", "teaching file")
+    page = client.get(f"/studies/{study_key}").text
+    assert "teaching file" in page
+    assert "Release" in page
+    assert client.post(f"/api/studies/{study_key}/release", headers=token).json()["hold"] is None
+    for step, body in (("release", {}), ("hold", {"reason": "x"})):
+        assert client.post(f"/api/studies/{'0' * 32}/{step}", json=body, headers=token).status_code == 404
+    rows = entries(site.store, limit=2)
+    assert [(row["actor"], row["action"], row["subject"]) for row in rows] == [
+        ("radiologist", "release", study_key),
+        ("radiologist", "hold", study_key),
+    ]
+
+
 def test_a_password_that_was_given_must_be_changed_first(
     browser: Open, accounts: Accounts, clock: Clock, site: Site
 ) -> None:

@@ -105,6 +105,19 @@ document.addEventListener("submit", async (event) => {
   }
 });
 
+document.addEventListener("submit", async (event) => {
+  const form = event.target.closest("form.send");
+  if (!form) return;
+  event.preventDefault();
+  const body = Object.fromEntries(new FormData(form));
+  document.activeElement?.blur();
+  try {
+    await post(form.dataset.address, body);
+  } catch (error) {
+    form.querySelector("output").textContent = error.message;
+  }
+});
+
 // --- kept up to date ---
 function swapRows(body, fresh) {
   const known = new Map([...body.rows].map((row) => [row.dataset.key, row]));
