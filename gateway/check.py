@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from gateway.errors import SettingsError
 from gateway.routing import choose_rule, explain, is_quality_control
 from gateway.send import find_files
 from gateway.settings import Settings, load_settings
+from gateway.tls import judge_files
 from models import bundled_folders
 from models.card import load_bundle
 
@@ -41,13 +43,26 @@ def check(config: Path | None, files: Sequence[Path]) -> dict[str, Any]:
     except SettingsError as error:
         return {"ok": False, "errors": str(error).splitlines(), "warnings": [], "images": []}
     images = [_try_rules(path, settings) for path in find_files(files)]
-    unreadable = [f"{image['path']}: {image['error']}" for image in images if image["error"]]
+    errors, tls_warnings = _check_tls(settings)
+    errors += [f"{image['path']}: {image['error']}" for image in images if image["error"]]
     return {
-        "ok": not unreadable,
-        "errors": unreadable,
-        "warnings": _warnings(settings),
+        "ok": not errors,
+        "errors": errors,
+        "warnings": [*_warnings(settings), *tls_warnings],
         "images": [image for image in images if not image["error"]],
     }
+
+
+def _check_tls(settings: Settings) -> tuple[list[str], list[str]]:
+    """Errors and warnings about TLS and what is bound to it."""
+    errors, warnings = judge_files(settings.tls, sends=settings.sends_by_tls, now=datetime.now(UTC))
+    asks = settings.tls.enabled and settings.tls.client_certificates == "required"
+    for peer in settings.peers:
+        if (peer.certificate_sha256 or peer.certificate_names) and not asks:
+            warnings.append(
+                f"peer {peer.ae_title!r} is bound to a certificate, and peers are not asked for one: it cannot connect"
+            )
+    return errors, warnings
 
 
 def _warnings(settings: Settings) -> list[str]:

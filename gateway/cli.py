@@ -86,6 +86,10 @@ def _parser() -> argparse.ArgumentParser:
     send.add_argument("--called", default="GATEWAY", metavar="AE", help="AE title of the receiver")
     send.add_argument("--calling", default="GATEWAY-SEND", metavar="AE", help="AE title to send as")
     send.add_argument("--associations", type=int, default=1, metavar="N", help="how many at once")
+    send.add_argument("--tls", action="store_true", help="by TLS; needs --authorities")
+    send.add_argument("--authorities", default="", metavar="PEM", help="who may sign the receiver's certificate")
+    send.add_argument("--certificate", default="", metavar="PEM", help="certificate to show, chain included")
+    send.add_argument("--key", default="", metavar="PEM", help="its private key")
     send.add_argument("--json", action="store_true", help="for machines")
     send.set_defaults(run=_send)
 
@@ -169,7 +173,11 @@ def _send(options: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     from gateway.send import SentFile, find_files, send_files
+    from gateway.tls import client_settings
 
+    tls = None
+    if options.tls:
+        tls = client_settings(authorities=options.authorities, certificate=options.certificate, key=options.key)
     files = find_files(options.files)
     with tqdm(total=len(files), unit="file", disable=options.json or not sys.stderr.isatty()) as bar:
 
@@ -183,6 +191,7 @@ def _send(options: argparse.Namespace) -> int:
             called_ae_title=options.called,
             calling_ae_title=options.calling,
             associations=options.associations,
+            tls=tls,
             progress=count,
         )
     if options.json:

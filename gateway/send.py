@@ -22,7 +22,9 @@ from pynetdicom.association import Association
 from pynetdicom.presentation import PresentationContext, build_context
 
 from gateway import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
-from gateway.errors import DeliveryError
+from gateway.errors import DeliveryError, SettingsError
+from gateway.settings import TlsSettings
+from gateway.tls import sender_context
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +51,8 @@ class Address:
     port: int
     called_ae_title: str
     calling_ae_title: str
+    tls: TlsSettings | None = None
+    """With what certificate and authorities to talk TLS; ``None``: without."""
 
 
 def contexts_for(kinds: Iterable[tuple[str, str]], *, convertible: bool) -> list[PresentationContext]:
@@ -78,9 +82,14 @@ def association_with(
     Raises
     ------
     DeliveryError
-        The peer cannot be reached, does not answer, or rejects the association; the message says which.
+        The peer cannot be reached, does not answer, or rejects the association; or TLS fails, since a certificate is
+        refused by either side or a file cannot be read. The message says which.
     """
     timeouts = timeouts or Timeouts()
+    try:
+        tls_context = sender_context(address.tls) if address.tls is not None else None
+    except SettingsError as error:
+        raise DeliveryError(str(error)) from error
     # Send files piece by piece as they are; and say nothing of what is sent.
     _config.STORE_SEND_CHUNKED_DATASET = True
     _config.LOG_HANDLER_LEVEL = "none"
@@ -99,9 +108,11 @@ def association_with(
         ae_title=address.called_ae_title,
         max_pdu=MAXIMUM_PDU_BYTES,
         evt_handlers=[(evt.EVT_DATA_SENT, _hurry)],
+        tls_args=(tls_context, address.host) if tls_context is not None else None,
     )
     if not association.is_established:
-        raise DeliveryError(_why_not(association, address))
+        failure = tls_context.failure if tls_context is not None else ""
+        raise DeliveryError(_why_not(association, address, failure))
     _keep_answers_from_reactor(association)
     try:
         yield association
@@ -143,8 +154,10 @@ def _hurry(event: evt.Event) -> None:
             connection.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
 
 
-def _why_not(association: Association, address: Address) -> str:
+def _why_not(association: Association, address: Address, tls_failure: str) -> str:
     where = f"{address.called_ae_title} at {address.host}:{address.port}"
+    if tls_failure:
+        return f"{where}: TLS failed: {tls_failure}"
     if association.is_rejected:
         primitive = association.acceptor.primitive
         return f"{where} rejected the association: {primitive.result_str}, {primitive.reason_str}"
@@ -236,6 +249,7 @@ def send_files(
     called_ae_title: str,
     calling_ae_title: str = "GATEWAY_SEND",
     associations: int = 1,
+    tls: TlsSettings | None = None,
     progress: Callable[[SentFile], None] | None = None,
     timeouts: Timeouts | None = None,
 ) -> SendReport:
@@ -254,7 +268,7 @@ def send_files(
         One entry a file, in the order found. A peer that cannot be reached shows as each file's error.
     """
     started = time.monotonic()
-    address = Address(host=host, port=port, called_ae_title=called_ae_title, calling_ae_title=calling_ae_title)
+    address = Address(host=host, port=port, called_ae_title=called_ae_title, calling_ae_title=calling_ae_title, tls=tls)
     found = find_files(paths)
     outcomes: dict[Path, SentFile] = {}
     lock = threading.Lock()

@@ -23,7 +23,7 @@ from pynetdicom.association import Association
 
 from gateway.errors import DeliveryError, StoreError
 from gateway.send import Address, Timeouts, association_with, contexts_for, is_accepted, send_one, uncompressed
-from gateway.settings import Destination, SenderSettings, Settings
+from gateway.settings import Destination, SenderSettings, Settings, TlsSettings
 from gateway.store import Store, open_store
 from gateway.store.deliveries import Delivery, due_deliveries, mark_delivered, mark_failed
 from gateway.store.monitoring import report_process
@@ -44,7 +44,13 @@ def run(settings: Settings, data_dir: Path, stop: threading.Event) -> None:
     store = open_store(settings.store.url, data_dir=data_dir)
     couriers = [
         Courier(
-            store=store, objects=data_dir / "objects", destination=each, settings=settings.sender, clock=_now, stop=stop
+            store=store,
+            objects=data_dir / "objects",
+            destination=each,
+            settings=settings.sender,
+            clock=_now,
+            stop=stop,
+            tls=settings.tls if each.tls else None,
         )
         for each in settings.destinations
     ]
@@ -95,6 +101,8 @@ class Courier:
     clock: Callable[[], datetime]
     stop: threading.Event
     timeouts: Timeouts | None = None
+    tls: TlsSettings | None = None
+    """Our certificate and the authorities, for a destination that is sent to by TLS; read for each association."""
     delivered: int = 0
     error: str = ""
     """The last failure, empty after a delivery."""
@@ -154,6 +162,7 @@ class Courier:
             port=self.destination.port,
             called_ae_title=self.destination.ae_title,
             calling_ae_title=self.settings.ae_title,
+            tls=self.tls,
         )
         kinds = {(each.sop_class_uid, syntaxes[each.delivery_id]): None for each in waiting}
         contexts = contexts_for(kinds, convertible=True)

@@ -322,9 +322,16 @@ class Settings(_Section):
                 raise ValueError(
                     f"rule {rule.name!r} sends to {sorted(unknown)}, which is not among the destinations {names}"
                 )
+        if self.sends_by_tls and not self.tls.authorities:
+            raise ValueError("sending by TLS needs tls.authorities: path of a PEM file that verifies the receivers")
         if not (self.dicom.unencrypted or self.tls.enabled):
             raise ValueError("nobody could send: dicom.unencrypted and tls.enabled are both false")
         return self
+
+    @property
+    def sends_by_tls(self) -> bool:
+        """Whether a destination, or a peer that takes answers, is reached by TLS."""
+        return any(each.tls for each in self.destinations) or any(each.tls for each in self.peers)
 
     def destinations_of(self, rule: Rule) -> tuple[Destination, ...]:
         """The destinations that `rule` names."""

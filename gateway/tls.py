@@ -119,7 +119,7 @@ def _receiver_context(settings: TlsSettings) -> ssl.SSLContext:
 class _Session(ssl.SSLSocket):
     """A sender's socket that remembers why TLS failed; pynetdicom would only say that there is no connection."""
 
-    context: _SenderContext
+    context: SenderContext
 
     def do_handshake(self, block: bool = False) -> None:
         try:
@@ -137,30 +137,53 @@ class _Session(ssl.SSLSocket):
             raise
 
 
-class _SenderContext(ssl.SSLContext):
-    """Of one association."""
+class SenderContext(ssl.SSLContext):
+    """The client's side of one association."""
 
     sslsocket_class = _Session
     failure: str = ""
+    """Why TLS failed, if it did."""
 
 
-def sender_context(settings: TlsSettings) -> ssl.SSLContext:
+def sender_context(settings: TlsSettings) -> SenderContext:
     """The client's side, for one association: shows the gateway's certificate, where it has one, and verifies the
     peer's by the authorities and by the host's name or address.
-
-    Its attribute ``failure`` says afterwards why TLS failed, if it did.
 
     Raises
     ------
     SettingsError
         A file is missing or not PEM, the key is not the certificate's, or no authorities are set.
     """
-    context = _SenderContext(ssl.PROTOCOL_TLS_CLIENT)
+    context = SenderContext(ssl.PROTOCOL_TLS_CLIENT)
     _limit(context, settings)
     if settings.certificate:
         _load_own(context, settings)
     _load_authorities(context, settings)
     return context
+
+
+def client_settings(*, authorities: str, certificate: str = "", key: str = "") -> TlsSettings:
+    """Settings for :func:`sender_context` from the paths of three PEM files.
+
+    Raises
+    ------
+    SettingsError
+        No authorities are named, or one of certificate and key without the other.
+    """
+    if not authorities:
+        raise SettingsError("TLS needs authorities: path of a PEM file that verifies the receiver")
+    if bool(certificate) != bool(key):
+        raise SettingsError("certificate and key are needed both: paths of PEM files")
+    return TlsSettings(
+        enabled=False,
+        host="127.0.0.1",
+        port=0,
+        certificate=certificate,
+        key=key,
+        authorities=authorities,
+        client_certificates="required",
+        minimum_version="1.2",
+    )
 
 
 def _limit(context: ssl.SSLContext, settings: TlsSettings) -> None:
