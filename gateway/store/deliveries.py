@@ -64,7 +64,14 @@ def mark_delivered(store: Store, delivery_ids: Sequence[int], now: datetime) -> 
         connection.execute(
             update(delivery)
             .where(delivery.c.delivery_id.in_(delivery_ids))
-            .values(state="delivered", delivered_at=now, attempts=delivery.c.attempts + 1, last_error="")
+            .values(
+                state="delivered",
+                delivered_at=now,
+                attempts=delivery.c.attempts + 1,
+                last_error="",
+                committed_at=None,
+                commitment_key=None,  # what was sent again is asked for again
+            )
         )
 
 

@@ -195,6 +195,7 @@ delivery = Table(
     Column("created_at", Utc, nullable=False),
     Column("delivered_at", Utc),
     Column("committed_at", Utc),  # the destination has taken responsibility (storage commitment)
+    Column("commitment_key", KEY, index=True),  # the transaction that asks the destination so; NULL: none yet
     UniqueConstraint("result_key", "destination"),
 )
 Index("ix_delivery_state_next_attempt_at", delivery.c.state, delivery.c.next_attempt_at)

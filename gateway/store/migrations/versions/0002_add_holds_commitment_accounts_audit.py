@@ -89,6 +89,8 @@ def upgrade() -> None:
 
     with op.batch_alter_table("delivery", schema=None) as batch_op:
         batch_op.add_column(sa.Column("committed_at", sa.DateTime(timezone=True), nullable=True))
+        batch_op.add_column(sa.Column("commitment_key", sa.String(length=32), nullable=True))
+        batch_op.create_index(batch_op.f("ix_delivery_commitment_key"), ["commitment_key"], unique=False)
 
     with op.batch_alter_table("instance", schema=None) as batch_op:
         batch_op.add_column(sa.Column("removed_at", sa.DateTime(timezone=True), nullable=True))
@@ -132,6 +134,8 @@ def downgrade() -> None:
         batch_op.drop_column("removed_at")
 
     with op.batch_alter_table("delivery", schema=None) as batch_op:
+        batch_op.drop_index(batch_op.f("ix_delivery_commitment_key"))
+        batch_op.drop_column("commitment_key")
         batch_op.drop_column("committed_at")
 
     with op.batch_alter_table("session", schema=None) as batch_op:
