@@ -28,7 +28,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from enum import StrEnum
 
-from models.errors import BundleError, InferenceError, PixelError, RegistryError
+from models.errors import (
+    BundleError,
+    DecoderUnavailableError,
+    InferenceError,
+    PixelError,
+    RegistryError,
+    UnsafePixelError,
+)
 
 
 class GatewayError(Exception):
@@ -128,6 +135,8 @@ DISPOSITIONS: Mapping[type[Exception], Disposition] = {
     BundleError: Disposition.FAIL,
     RegistryError: Disposition.RETRY,
     PixelError: Disposition.REJECT,
+    UnsafePixelError: Disposition.REJECT,
+    DecoderUnavailableError: Disposition.RETRY,
     InferenceError: Disposition.RETRY,
 }
 

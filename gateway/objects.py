@@ -54,9 +54,31 @@ class ObjectFolder:
         if durable:
             fsync_folder(path.parent)
 
+    def link(self, path: Path, relative: str) -> None:
+        """Give a file a second, durable name; either can be removed without the other.
+
+        Raises
+        ------
+        OSError
+            The disk is full or failing.
+        """
+        target = self.root / relative
+        try:
+            target.hardlink_to(path)
+        except FileExistsError:
+            return
+        except OSError:  # not all file systems have hard links
+            self.write(relative, path.read_bytes())
+        fsync_folder(target.parent)
+
     def remove(self, relative: str) -> None:
         """Delete a file, if it is there."""
         (self.root / relative).unlink(missing_ok=True)
+
+
+def quarantine_path(key: str) -> str:
+    """Relative path of an object in quarantine."""
+    return f"quarantine/{key}.dcm"
 
 
 def result_path(key: str) -> str:

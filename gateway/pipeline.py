@@ -31,7 +31,8 @@ from gateway.routing import choose_rule, is_quality_control
 from gateway.settings import Rule
 from gateway.study import DeidentifiedInstance, DeidentifiedStudy, ReceivedInstance, Study
 from models.card import Card
-from models.errors import ModelError
+from models.decoding import Decoder
+from models.errors import DecoderUnavailableError, ModelError, UnsafePixelError
 from models.pixels import displayed_frame_count, read_frame
 from models.prediction import Prediction
 from models.preprocess import Frame, ModelInput, prepare
@@ -58,6 +59,8 @@ class Engine:
     sessions: Mapping[str, ModelSession]
     """Model name -> the session of its champion."""
     deidentifier: Deidentifier
+    decoder: Decoder
+    """Where compressed frames are decoded: processes with limits."""
     key: bytes
     """Site key from which pseudonyms and result UIDs are derived."""
     gateway_version: str
@@ -94,6 +97,8 @@ class StudyJudgement:
     chosen: tuple[ChosenImage, ...] = ()
     not_judged_reasons: dict[str, str] = field(default_factory=dict)
     """Instance key -> why it has no prediction."""
+    unsafe_reasons: dict[str, str] = field(default_factory=dict)
+    """Instance key -> how its pixels bombed or crashed the decoder: it belongs in quarantine."""
     frames: tuple[PreparedFrame, ...] = ()
     judged: tuple[JudgedImage, ...] = ()
     results: tuple[ResultObject, ...] = ()
@@ -115,9 +120,14 @@ def judge_studies(studies: Sequence[Study], engine: Engine, now: datetime) -> tu
             judgement.chosen = choose_images(study, headers, engine.rules, judgement.not_judged_reasons)
             deidentified = deidentify(judgement.chosen, study, engine.deidentifier, judgement.not_judged_reasons)
             judgement.frames = prepare_frames(
-                deidentified, headers, judgement.chosen, engine, judgement.not_judged_reasons
+                deidentified,
+                headers,
+                judgement.chosen,
+                engine,
+                judgement.not_judged_reasons,
+                judgement.unsafe_reasons,
             )
-        except GatewayError as error:
+        except (GatewayError, DecoderUnavailableError) as error:
             judgement.error = error
         return judgement
 
@@ -191,8 +201,11 @@ def prepare_frames(
     chosen: Sequence[ChosenImage],
     engine: Engine,
     reasons: dict[str, str],
+    unsafe_reasons: dict[str, str],
 ) -> tuple[PreparedFrame, ...]:
     """Decode each image once, at no more than the size that is needed, and make each model's tensor of it.
+
+    An image whose pixels harm the decoder ends there: its other frames are left alone.
 
     Acquisition parameters come from the original `headers`, since de-identification removes some of them; they hold
     no PHI.
@@ -209,7 +222,12 @@ def prepare_frames(
                 problems.append(f"{count} frames, of which the first {MAXIMUM_FRAMES} were judged")
             parameters = read_parameters(headers[key], site_key=engine.key)
             for index in range(min(count, MAXIMUM_FRAMES) if sessions else 0):
-                frame = read_frame(instance.dataset, frame_index=index, least_side=_least_side(sessions.values()))
+                frame = read_frame(
+                    instance.dataset,
+                    frame_index=index,
+                    least_side=_least_side(sessions.values()),
+                    decoder=engine.decoder,
+                )
                 inputs = model_inputs(frame, sessions, problems)
                 picture = display_picture(frame)
                 frames.extend(
@@ -223,8 +241,12 @@ def prepare_frames(
                     )
                     for name, model_input in inputs.items()
                 )
+        except DecoderUnavailableError:
+            raise
         except ModelError as error:
             problems.append(str(error))
+            if isinstance(error, UnsafePixelError):
+                unsafe_reasons[key] = str(error)
         if problems:
             reasons[key] = "; ".join(dict.fromkeys(problems))
     return tuple(frames)

@@ -27,7 +27,7 @@ from gateway import __version__
 from gateway.deidentify import Deidentifier, load_or_create_key
 from gateway.errors import Disposition, GatewayError, StoreError, TransitionError, disposition
 from gateway.judgement import JudgedImage
-from gateway.objects import ObjectFolder, heat_map_path, picture_path, result_path
+from gateway.objects import ObjectFolder, heat_map_path, picture_path, quarantine_path, result_path
 from gateway.pipeline import Engine, StudyJudgement, judge_studies
 from gateway.results import ResultObject
 from gateway.settings import Settings
@@ -38,6 +38,7 @@ from gateway.store.predictions import (
     AliasedVersion,
     JudgementRecord,
     PredictionRow,
+    QuarantinedInstance,
     ResultRow,
     aliased_versions,
     record_judgement,
@@ -45,6 +46,7 @@ from gateway.store.predictions import (
 from gateway.store.studies import ClaimedStudy, claim_studies, give_back, queue_complete_studies, renew_leases
 from gateway.study import StudyState
 from models.card import load_bundle
+from models.decoding import DecodingLimits, DecodingPool
 from models.errors import ModelError
 from models.session import ModelSession
 
@@ -97,6 +99,8 @@ class Worker:
         self._objects = ObjectFolder.in_data_dir(data_dir)
         self._key = load_or_create_key(data_dir / "secret.key")
         self._deidentifier = Deidentifier(self._key)
+        self._decoder = DecodingPool(DecodingLimits(**settings.decoding.model_dump()), size=threads)
+        self._decoder.start()
         self._executor = ThreadPoolExecutor(threads, thread_name_prefix="study")
         self._sessions: dict[str, ModelSession] = {}
         self._broken: set[AliasedVersion] = set()
@@ -113,6 +117,7 @@ class Worker:
         self._closed.set()
         self._keeper.join()
         self._executor.shutdown()
+        self._decoder.close()
         self._store.close()
 
     def work_once(self) -> bool:
@@ -200,7 +205,16 @@ class Worker:
             rules={instance.instance_key: None for instance in claimed.study.instances}
             | {image.instance.instance_key: image.rule.name for image in judgement.chosen},
             not_judged_reasons=judgement.not_judged_reasons,
+            quarantined={key: self._quarantine(key, judgement) for key in judgement.unsafe_reasons},
         )
+
+    def _quarantine(self, instance_key: str, judgement: StudyJudgement) -> QuarantinedInstance:
+        """Show an image that harmed the decoder in the quarantine, under a name of its own: it stays in its study."""
+        (path,) = (each.path for each in judgement.study.instances if each.instance_key == instance_key)
+        self._objects.link(path, quarantine_path(instance_key))
+        reason = judgement.unsafe_reasons[instance_key]
+        logger.warning("image %s goes to quarantine: %s", instance_key, reason)
+        return QuarantinedInstance(path=quarantine_path(instance_key), reason=reason)
 
     def _write_pictures(self, image: JudgedImage) -> None:
         """Display picture and heat map for the viewer. Not durable: they can be made again."""
@@ -246,6 +260,7 @@ class Worker:
             rules=self._settings.rules,
             sessions=self._sessions,
             deidentifier=self._deidentifier,
+            decoder=self._decoder,
             key=self._key,
             gateway_version=__version__,
             threads=self._executor,

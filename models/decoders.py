@@ -14,12 +14,9 @@ PS3.5 Annex A (transfer syntaxes), 8.2 (encapsulated pixel data), Annex G (RLE).
 from __future__ import annotations
 
 import io
-import subprocess
-import sys
 import zlib
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,7 +24,7 @@ from numpy.typing import NDArray
 from PIL import Jpeg2KImagePlugin, JpegImagePlugin
 
 from models.codestreams import JpegHeader, read_jpeg2000_header, read_jpeg_header, with_colour_mark
-from models.errors import PixelError
+from models.errors import PixelError, UnsafePixelError
 
 Codes = NDArray[Any]
 """uint8 or uint16 [rows, columns] or [rows, columns, 3]."""
@@ -44,7 +41,8 @@ ENCAPSULATED = JPEG | JPEG_LS | JPEG_2000 | {RLE, DEFLATED_FRAME, ENCAPSULATED_N
 
 _EIGHT = 8
 _RLE_HEADER_BYTES = 64
-_GDCM_TIMEOUT_S = 60.0
+_RLE_LARGEST_GAIN = 64
+"""Bytes that one byte of an RLE segment can stand for: two make a run of up to 128 (PS3.5 G.3.1)."""
 _FAILED = (ValueError, TypeError, RuntimeError, OSError, SyntaxError, MemoryError, EOFError, OverflowError, KeyError)
 """What the decoders raise on a broken codestream (Pillow's plug-ins do raise SyntaxError)."""
 
@@ -125,7 +123,7 @@ def decode_native(layout: Layout, pixels: bytes, frame_index: int) -> Decoded:
 
 
 def decode_encapsulated(layout: Layout, frame: bytes, *, least_side: int | None) -> Decoded:
-    """Decode one encapsulated frame.
+    """Decode one encapsulated frame, in this process; :mod:`models.decoding` has it done in one with limits.
 
     Parameters
     ----------
@@ -140,6 +138,10 @@ def decode_encapsulated(layout: Layout, frame: bytes, *, least_side: int | None)
     ------
     PixelError
         The codestream is broken, or is not what `layout` says.
+    UnsafePixelError
+        It claims more than `layout` says, or than it can hold.
+    MemoryError
+        The limit of this process.
     """
     syntax = layout.transfer_syntax_uid
     if syntax in JPEG:
@@ -181,7 +183,8 @@ def _arrange(layout: Layout, samples: NDArray[Any]) -> Codes:
 def _same_grid(layout: Layout, kind: str, rows: int, columns: int, components: int) -> None:
     """Refuse a codestream whose own header disagrees with the data set, before anything is allocated for it."""
     if (rows, columns) != (layout.rows, layout.columns):
-        raise PixelError(
+        larger = rows > layout.rows or columns > layout.columns
+        raise (UnsafePixelError if larger else PixelError)(
             f"the {kind} codestream has {rows} rows and {columns} columns, Rows and Columns say {layout.rows} and "
             f"{layout.columns}"
         )
@@ -192,6 +195,8 @@ def _same_grid(layout: Layout, kind: str, rows: int, columns: int, components: i
 
 
 def _broken(kind: str, error: BaseException) -> PixelError:
+    if isinstance(error, MemoryError):
+        raise error  # the limit of the process
     return PixelError(f"the {kind} codestream cannot be decoded ({type(error).__name__})")
 
 
@@ -232,24 +237,43 @@ def _pillow_jpeg(layout: Layout, frame: bytes, header: JpegHeader, least_side: i
 
 
 def _gdcm(layout: Layout, frame: bytes, header: JpegHeader) -> Codes:
-    """Lossless JPEG and 12 bit DCT JPEG by GDCM in a process of its own, as coded: nothing is converted.
+    """Lossless JPEG and 12 bit DCT JPEG by GDCM, as coded: nothing is converted.
 
     The stream's colour marks are replaced by one that asks for no conversion; GDCM dies of marks that it does not know.
+    It ends the process on some damaged streams, too: an exception thrown through libjpeg's C frames.
     """
-    numbers = (layout.rows, layout.columns, layout.samples_per_pixel, header.precision, int(header.is_lossless_process))
-    program = Path(__file__).with_name("gdcm_process.py")
+    import gdcm
+
+    for silence in (gdcm.Trace.WarningOff, gdcm.Trace.ErrorOff, gdcm.Trace.DebugOff):
+        silence()
+    fragment = gdcm.Fragment()
+    fragment.SetByteStringValue(with_colour_mark(frame, header, ycbcr=False))
+    fragments = gdcm.SequenceOfFragments.New()
+    fragments.AddFragment(fragment)
+    element = gdcm.DataElement(gdcm.Tag(0x7FE0, 0x0010))
+    element.SetValue(fragments.__ref__())
+    image = gdcm.Image()
+    image.SetNumberOfDimensions(2)
+    image.SetDimensions((layout.columns, layout.rows, 1))
+    image.SetDataElement(element)
+    # Named RGB or MONOCHROME2 whatever it is, so that GDCM converts nothing.
+    kind = gdcm.PhotometricInterpretation.MONOCHROME2
+    if layout.samples_per_pixel > 1:
+        kind = gdcm.PhotometricInterpretation.RGB
+        image.SetPlanarConfiguration(0)
+    image.SetPhotometricInterpretation(gdcm.PhotometricInterpretation(kind))
+    lossless, extended = gdcm.TransferSyntax.JPEGLosslessProcess14, gdcm.TransferSyntax.JPEGExtendedProcess2_4
+    image.SetTransferSyntax(gdcm.TransferSyntax(lossless if header.is_lossless_process else extended))
+    bits = _EIGHT if header.precision <= _EIGHT else 2 * _EIGHT
+    image.SetPixelFormat(gdcm.PixelFormat(layout.samples_per_pixel, bits, header.precision, header.precision - 1, 0))
     try:
-        done = subprocess.run(
-            [sys.executable, str(program), *map(str, numbers)],
-            input=with_colour_mark(frame, header, ycbcr=False),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            timeout=_GDCM_TIMEOUT_S,
-            check=True,
-        )
-    except (subprocess.SubprocessError, OSError) as error:
+        content = image.GetBuffer()
+    except _FAILED as error:
         raise _broken("JPEG", error) from error
-    return _shaped("JPEG", layout, done.stdout, "u1" if header.precision <= _EIGHT else "<u2")
+    if content is None:
+        raise PixelError("the JPEG codestream cannot be decoded")
+    # GDCM gives its bytes as a str.
+    return _shaped("JPEG", layout, content.encode("utf-8", "surrogateescape"), f"<u{bits // _EIGHT}")
 
 
 def _shaped(kind: str, layout: Layout, content: bytes | bytearray, dtype: str, *, by_plane: bool = False) -> Codes:
@@ -339,8 +363,12 @@ def _rle(layout: Layout, frame: bytes) -> Decoded:
     if offsets[0] < _RLE_HEADER_BYTES or sorted(set(offsets)) != offsets or offsets[-1] >= len(frame):
         raise PixelError("the RLE frame has segment offsets that are out of order or outside it")
     count = layout.rows * layout.columns
+    segments = list(pairwise([*offsets, len(frame)]))
+    for index, (start, stop) in enumerate(segments):
+        if (stop - start) * _RLE_LARGEST_GAIN < count:
+            raise UnsafePixelError(f"RLE segment {index} of {stop - start} bytes cannot hold {count} pixels")
     planes = np.empty((expected, count), dtype=np.uint8)
-    for index, (start, stop) in enumerate(pairwise([*offsets, len(frame)])):
+    for index, (start, stop) in enumerate(segments):
         try:
             content = decode_segment(frame[start:stop])
         except _FAILED as error:

@@ -6,6 +6,8 @@
     ├── BundleError          a bundle is incomplete, altered or does not fit its card   (fail)
     ├── RegistryError        the model registry cannot be reached or has no such alias  (retry)
     ├── PixelError           the pixels cannot be decoded or are not what a card takes  (reject)
+    │   └── UnsafePixelError      they bomb or crash the decoder                        (reject, and quarantine)
+    ├── DecoderUnavailableError   no decoding process can be started                    (retry)
     └── InferenceError       ONNX Runtime failed on this batch                          (retry)
 """
 
@@ -24,6 +26,14 @@ class RegistryError(ModelError):
 
 class PixelError(ModelError):
     """Pixel data that cannot be decoded, or that a card's pixel contract does not take."""
+
+
+class UnsafePixelError(PixelError):
+    """Pixel data that went over a limit, claim more than they can hold, or crashed the decoder."""
+
+
+class DecoderUnavailableError(ModelError):
+    """No decoding process can be started at present: the machine is short of something."""
 
 
 class InferenceError(ModelError):

@@ -25,16 +25,14 @@ from numpy.typing import NDArray
 from PIL import Image
 from pydicom.encaps import generate_fragments, get_frame, parse_basic_offsets
 
-from models.decoders import BIG_ENDIAN, ENCAPSULATED, NATIVE, RLE, Decoded, Layout, decode_encapsulated, decode_native
-from models.errors import PixelError
+from models.decoders import BIG_ENDIAN, ENCAPSULATED, NATIVE, RLE, Decoded, Layout, decode_native
+from models.decoding import Decoder, default_decoder
+from models.errors import PixelError, UnsafePixelError
 from models.frame import Frame
 from models.greyscale import BAD_VALUE, Attributes, StoredRange, displayed_table
 from models.palette import palette_table
 
-__all__ = ["MAXIMUM_FRAME_BYTES", "displayed_frame_count", "read_frame"]
-
-MAXIMUM_FRAME_BYTES = 256 * 1024 * 1024
-"""Largest decoded frame that is taken: 134 megapixels of 16 bit greyscale, 89 of 8 bit colour."""
+__all__ = ["displayed_frame_count", "read_frame"]
 
 _GREYSCALE = ("MONOCHROME1", "MONOCHROME2")
 _ONE_SAMPLE = (*_GREYSCALE, "PALETTE COLOR")
@@ -58,7 +56,13 @@ def displayed_frame_count(dataset: pydicom.Dataset) -> int:
     return _integer(dataset, "NumberOfFrames", lowest=1, highest=2**31 - 1, default=1)
 
 
-def read_frame(dataset: pydicom.Dataset, *, frame_index: int = 0, least_side: int | None = None) -> Frame:
+def read_frame(
+    dataset: pydicom.Dataset,
+    *,
+    frame_index: int = 0,
+    least_side: int | None = None,
+    decoder: Decoder | None = None,
+) -> Frame:
     """Decode one frame and bring it to what a display would show.
 
     Parameters
@@ -70,6 +74,8 @@ def read_frame(dataset: pydicom.Dataset, *, frame_index: int = 0, least_side: in
     least_side
         Colour JPEG and JPEG 2000 may be decoded at a reduced scale that keeps both sides at least this long, in pixels.
         Greyscale never is: its LUTs belong before any averaging.
+    decoder
+        Where compressed frames are decoded; without one, in a process with the default limits.
 
     Returns
     -------
@@ -81,24 +87,36 @@ def read_frame(dataset: pydicom.Dataset, *, frame_index: int = 0, least_side: in
     PixelError
         The pixels cannot be read; the message says what was found and what is expected, never a patient's or a peer's
         text.
+    UnsafePixelError
+        They are over a limit of `decoder`, claim more than they can hold, or crashed it.
+    DecoderUnavailableError
+        No decoding process can be started at present.
     """
-    layout = _layout(dataset)
+    decoder = default_decoder() if decoder is None else decoder
+    layout = _layout(dataset, decoder.limits.maximum_frame_bytes)
     if not 0 <= frame_index < layout.frame_count:
         raise PixelError(f"frame {frame_index} was asked for, the image has {layout.frame_count} (counted from 0)")
-    native = layout.transfer_syntax_uid in NATIVE
     pixels = _pixel_bytes(dataset)
-    if native:
+    if layout.transfer_syntax_uid in NATIVE:
         _refuse_ambiguous_422(layout, pixels)
-        decoded = decode_native(layout, pixels, frame_index)
+        picture = _picture(dataset, layout, decode_native(layout, pixels, frame_index), frame_index)
     else:
-        decoded = decode_encapsulated(
-            layout, _encoded_frame(dataset, pixels, layout, frame_index), least_side=least_side
-        )
-    if layout.samples_per_pixel > 1:
-        picture: NDArray[np.uint8] | NDArray[np.float32] = _colour(layout, decoded)
-    else:
-        picture = _one_sample(dataset, layout, decoded, frame_index, masked=native or layout.transfer_syntax_uid == RLE)
+        codestream = _encoded_frame(dataset, pixels, layout, frame_index)
+        with decoder.decode(layout, codestream, least_side=least_side) as decoded:
+            picture = _picture(dataset, layout, decoded, frame_index)
+            if np.may_share_memory(picture, decoded.codes):
+                picture = picture.copy()
     return Frame(pixels=picture, source_rows=layout.rows, source_columns=layout.columns)
+
+
+def _picture(
+    dataset: pydicom.Dataset, layout: Layout, decoded: Decoded, frame_index: int
+) -> NDArray[np.uint8] | NDArray[np.float32]:
+    """Samples as a display shows them."""
+    if layout.samples_per_pixel > 1:
+        return _colour(layout, decoded)
+    masked = layout.transfer_syntax_uid in NATIVE or layout.transfer_syntax_uid == RLE
+    return _one_sample(dataset, layout, decoded, frame_index, masked=masked)
 
 
 def _value(dataset: pydicom.Dataset, keyword: str) -> Any:
@@ -124,7 +142,7 @@ def _integer(dataset: pydicom.Dataset, keyword: str, *, lowest: int, highest: in
     return number
 
 
-def _layout(dataset: pydicom.Dataset) -> Layout:
+def _layout(dataset: pydicom.Dataset, maximum_frame_bytes: int) -> Layout:
     """Read and check the image pixel module."""
     syntax = str(getattr(getattr(dataset, "file_meta", None), "TransferSyntaxUID", "") or "")
     if syntax not in NATIVE and syntax not in ENCAPSULATED:
@@ -161,8 +179,8 @@ def _layout(dataset: pydicom.Dataset) -> Layout:
         is_ow="PixelData" in dataset and dataset.get_item("PixelData").VR == "OW",
     )
     size = layout.rows * layout.columns * samples * allocated // _EIGHT
-    if size > MAXIMUM_FRAME_BYTES:
-        raise PixelError(f"a frame would take {size} bytes, the limit is {MAXIMUM_FRAME_BYTES}")
+    if size > maximum_frame_bytes:
+        raise UnsafePixelError(f"a frame would take {size} bytes, the limit is {maximum_frame_bytes}")
     return layout
 
 

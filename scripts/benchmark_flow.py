@@ -45,6 +45,7 @@ from tqdm import tqdm
 from gateway.demo_images import draw_fundus
 from models import bundled_folders
 from models.card import load_bundle
+from models.decoding import DirectDecoder
 from models.pixels import read_frame
 from models.preprocess import prepare
 from models.session import ModelSession
@@ -160,11 +161,10 @@ def _bare_loop(files: Sequence[Path]) -> int:
         bundles = [bundle for bundle in map(load_bundle, bundled_folders()) if bundle.card.name == MODEL]
         _session = ModelSession(max(bundles, key=lambda bundle: bundle.card.version), threads=1)
     contract = _session.bundle.card.pixel_contract
+    side = max(contract.size.rows, contract.size.columns)
     for start in range(0, len(files), BATCH):
         tensors = [
-            prepare(
-                read_frame(pydicom.dcmread(path), least_side=max(contract.size.rows, contract.size.columns)), contract
-            ).tensor
+            prepare(read_frame(pydicom.dcmread(path), least_side=side, decoder=DirectDecoder()), contract).tensor
             for path in files[start : start + BATCH]
         ]
         _session.run(np.stack(tensors))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
@@ -12,7 +12,7 @@ import numpy.typing as npt
 from sqlalchemy import Connection, case, delete, insert, select, update
 
 from gateway.store.engine import Store
-from gateway.store.schema import delivery, instance, model_alias, prediction, result, study
+from gateway.store.schema import delivery, instance, model_alias, prediction, quarantine, result, study
 from gateway.store.studies import move_study
 from gateway.study import StudyState
 
@@ -53,6 +53,15 @@ class ResultRow:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class QuarantinedInstance:
+    """An accepted image that harmed the decoder; it stays in its study and is shown in the quarantine as well."""
+
+    path: str
+    """A second name of its file, relative to the object folder."""
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class JudgementRecord:
     """All that judging one study gave."""
 
@@ -67,6 +76,8 @@ class JudgementRecord:
     """Instance key -> name of the rule that chose it."""
     not_judged_reasons: Mapping[str, str]
     """Instance key -> why no model gave a prediction for it, where a rule had chosen it."""
+    quarantined: Mapping[str, QuarantinedInstance] = field(default_factory=dict)
+    """By instance key."""
 
 
 def record_judgement(store: Store, record: JudgementRecord, now: datetime) -> tuple[str, ...]:
@@ -93,6 +104,8 @@ def record_judgement(store: Store, record: JudgementRecord, now: datetime) -> tu
                 .where(instance.c.instance_key == instance_key)
                 .values(rule=rule, not_judged_reason=record.not_judged_reasons.get(instance_key, ""))
             )
+        for instance_key, quarantined in record.quarantined.items():
+            _quarantine(connection, instance_key, quarantined)
         current = connection.execute(
             select(study.c.revision).where(study.c.study_key == record.study_key).with_for_update()
         ).scalar_one()
@@ -141,6 +154,23 @@ def _replace_prediction(connection: Connection, study_key: str, row: PredictionR
             device_key=row.device_key,
             embedding=np.ascontiguousarray(row.embedding, dtype="<f4").tobytes(),
             judged_at=now,
+        )
+    )
+
+
+def _quarantine(connection: Connection, instance_key: str, quarantined: QuarantinedInstance) -> None:
+    row = connection.execute(select(instance).where(instance.c.instance_key == instance_key)).one()
+    # Judged again: the reason may be another one by now.
+    connection.execute(delete(quarantine).where(quarantine.c.quarantine_key == instance_key))
+    connection.execute(
+        insert(quarantine).values(
+            quarantine_key=instance_key,
+            reason=quarantined.reason,
+            path=quarantined.path,
+            size_bytes=row.size_bytes,
+            calling_ae_title=row.calling_ae_title,
+            peer_address=row.peer_address,
+            received_at=row.received_at,
         )
     )
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     from pydicom import Dataset
 
+    from gateway.settings import DecodingSettings
+    from models.decoding import Decoder, DecodingPool
     from models.frame import Frame
 
 FULL_SCALE = 65535
@@ -53,7 +56,22 @@ class ValueRange:
     bits: int
 
 
-def decode_pixels(path: Path, frame_index: int, long_side: int) -> DecodedPixels:
+class LazyDecoder:
+    """The web process's decoding children; they, and the libraries for them, are there from the first picture on."""
+
+    def __init__(self, settings: DecodingSettings, *, size: int) -> None:
+        self._settings = settings
+        self._size = size
+
+    @cached_property
+    def pool(self) -> DecodingPool:
+        """The children."""
+        from models.decoding import DecodingLimits, DecodingPool
+
+        return DecodingPool(DecodingLimits(**self._settings.model_dump()), size=self._size)
+
+
+def decode_pixels(path: Path, frame_index: int, long_side: int, decoder: Decoder) -> DecodedPixels:
     """One frame, its long side at most `long_side` pixels.
 
     Raises
@@ -61,7 +79,9 @@ def decode_pixels(path: Path, frame_index: int, long_side: int) -> DecodedPixels
     UnreadableError
         The file is gone or no longer DICOM.
     PixelError
-        The pixels cannot be decoded.
+        The pixels cannot be decoded; also where they harm the decoder, which costs a process of `decoder`.
+    DecoderUnavailableError
+        No decoding process can be started.
     """
     import pydicom
     from pydicom.errors import InvalidDicomError
@@ -76,7 +96,7 @@ def decode_pixels(path: Path, frame_index: int, long_side: int) -> DecodedPixels
     known = _value_range(dataset, frame_index)
     if known is not None:
         _show_whole_range(dataset, known)
-    frame = read_frame(dataset, frame_index=frame_index, least_side=_least_side(dataset, long_side))
+    frame = read_frame(dataset, frame_index=frame_index, least_side=_least_side(dataset, long_side), decoder=decoder)
     if frame.is_colour:
         return _colour(frame, long_side, frames)
     return _greyscale(frame, long_side, frames, known)

@@ -20,10 +20,11 @@ from sqlalchemy import select
 from gateway.errors import StoreError, UnreadableError
 from gateway.objects import ObjectFolder, heat_map_path, picture_path
 from gateway.roles import Permission
+from gateway.settings import DecodingSettings
 from gateway.store import Store
 from gateway.store.schema import instance, result
 from gateway.web.access import require
-from gateway.web.decoding import DecodedPixels, decode_pixels
+from gateway.web.decoding import DecodedPixels, LazyDecoder, decode_pixels
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -68,11 +69,11 @@ class ByteCache:
         return made
 
 
-def pictures_router(objects: ObjectFolder, store: Store) -> APIRouter:
+def pictures_router(objects: ObjectFolder, store: Store, decoding: DecodingSettings) -> APIRouter:
     """Every route that answers with a picture."""
     router = APIRouter(tags=["pictures"], prefix="/api/instances/{instance_key}/frames/{frame_index}")
     cache = ByteCache()
-    decoders = threading.BoundedSemaphore(DECODERS)
+    decoders, decoder = threading.BoundedSemaphore(DECODERS), LazyDecoder(decoding, size=DECODERS)
 
     @router.get("/picture.jpg", dependencies=SEES, summary="The picture as displayed, long side at most 1152 pixels")
     def picture(instance_key: Key, frame_index: Frame) -> Response:
@@ -114,7 +115,7 @@ def pictures_router(objects: ObjectFolder, store: Store) -> APIRouter:
             if not decoders.acquire(timeout=DECODER_PATIENCE_S):
                 raise HTTPException(503, "busy decoding other pictures; try again")
             try:
-                return decode_pixels(path, frame_index, long_side)
+                return decode_pixels(path, frame_index, long_side, decoder.pool)
             finally:
                 decoders.release()
 

@@ -128,7 +128,7 @@ def create_app(settings: Settings, data_dir: Path, store: Store, *, clock: Clock
     environment = make_environment()
     add_error_handlers(app, environment)
     app.include_router(api_router(settings, store))
-    app.include_router(pictures_router(ObjectFolder.in_data_dir(data_dir), store))
+    app.include_router(pictures_router(ObjectFolder.in_data_dir(data_dir), store, settings.decoding))
     app.include_router(pages_router(settings, store, environment))
     app.include_router(account_pages_router(store, accounts, environment))
     app.mount(STATIC, StaticFiles(directory=Path(__file__).parent / "static"))

@@ -22,6 +22,7 @@ from gateway.settings import Rule
 from gateway.study import ReceivedInstance, Study
 from models import bundled_folders
 from models.card import Card, load_bundle
+from models.decoding import Decoder, default_decoder
 from models.frame import Frame
 from models.prediction import Prediction
 from models.session import ModelSession
@@ -46,6 +47,7 @@ def engine(sessions: dict[str, ModelSession]) -> Iterator[Engine]:
             rules=(EVERYTHING,),
             sessions=sessions,
             deidentifier=Deidentifier(KEY),
+            decoder=default_decoder(),
             key=KEY,
             gateway_version="test",
             threads=threads,
@@ -120,9 +122,9 @@ def test_the_model_sees_no_identity(engine: Engine, tmp_path: Path, monkeypatch:
     seen: list[str] = []
     read_frame = pipeline.read_frame
 
-    def watched(dataset: Dataset, *, frame_index: int, least_side: int) -> Frame:
+    def watched(dataset: Dataset, *, frame_index: int, least_side: int, decoder: Decoder) -> Frame:
         seen.append(str(dataset))
-        return read_frame(dataset, frame_index=frame_index, least_side=least_side)
+        return read_frame(dataset, frame_index=frame_index, least_side=least_side, decoder=decoder)
 
     monkeypatch.setattr(pipeline, "read_frame", watched)
     dataset = op_dataset(drawn_jpeg(1), patient="Zqsecret^Zqgiven")

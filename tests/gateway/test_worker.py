@@ -16,7 +16,7 @@ from gateway.errors import ResultError, StoreError
 from gateway.objects import ObjectFolder
 from gateway.settings import Settings, load_settings
 from gateway.store import Store, open_store
-from gateway.store.intake import NewInstance, StudyHeader, admit, new_key
+from gateway.store.intake import NewInstance, StudyHeader, admit_all, new_key
 from gateway.store.predictions import AliasedVersion, write_aliases
 from gateway.store.studies import claim_studies, complete_now, release_leases
 from gateway.studies_view import every_study
@@ -69,26 +69,24 @@ def receive(store: Store, data_dir: Path, dataset: Dataset) -> str:
     relative = f"instances/{key[:2]}/{key}.dcm"
     objects.path(relative).parent.mkdir(exist_ok=True)
     write(dataset, objects.path(relative))
-    admit(
-        store,
-        NewInstance(
-            instance_key=key,
-            header=StudyHeader(study_instance_uid=str(dataset.StudyInstanceUID)),
-            sop_instance_uid=str(dataset.SOPInstanceUID),
-            sop_class_uid=str(dataset.SOPClassUID),
-            series_instance_uid=str(dataset.SeriesInstanceUID),
-            transfer_syntax_uid=str(dataset.file_meta.TransferSyntaxUID),
-            modality="OP",
-            sha256=key * 2,
-            size_bytes=1,
-            path=relative,
-            calling_ae_title="A",
-            peer_address="127.0.0.1",
-            received_at=LONG_AGO,
-            quiet_time=timedelta(0),
-            hard_cap=timedelta(seconds=1),
-        ),
+    arrival = NewInstance(
+        instance_key=key,
+        header=StudyHeader(study_instance_uid=str(dataset.StudyInstanceUID)),
+        sop_instance_uid=str(dataset.SOPInstanceUID),
+        sop_class_uid=str(dataset.SOPClassUID),
+        series_instance_uid=str(dataset.SeriesInstanceUID),
+        transfer_syntax_uid=str(dataset.file_meta.TransferSyntaxUID),
+        modality="OP",
+        sha256=key * 2,
+        size_bytes=1,
+        path=relative,
+        calling_ae_title="A",
+        peer_address="127.0.0.1",
+        received_at=LONG_AGO,
+        quiet_time=timedelta(0),
+        hard_cap=timedelta(seconds=1),
     )
+    admit_all(store, [arrival])
     return next(
         study["study_key"] for study in every_study(store) if study["study_instance_uid"] == dataset.StudyInstanceUID
     )

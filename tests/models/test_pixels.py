@@ -30,9 +30,9 @@ from pydicom.data import get_testdata_file
 from pydicom.pixels import apply_color_lut, apply_modality_lut, apply_voi_lut, pixel_array
 from pydicom.uid import MPEG2MPML, JPEG2000Lossless, JPEGBaseline8Bit
 
-from models import pixels as pixels_module
 from models.codestreams import read_jpeg2000_header, read_jpeg_header
-from models.errors import PixelError
+from models.decoding import DecodingLimits, DirectDecoder
+from models.errors import PixelError, UnsafePixelError
 from models.greyscale import window
 from models.palette import expand_segments
 from models.pixels import displayed_frame_count, read_frame
@@ -568,12 +568,13 @@ class TestRefusals:
         with pytest.raises(PixelError, match="3722445056 columns"):
             read_frame(public("JPEG2000-embedded-sequence-delimiter.dcm"))
 
-    def test_limit_is_exact(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(pixels_module, "MAXIMUM_FRAME_BYTES", 72 * 96 * 2)
-        read_frame(grey())
-        monkeypatch.setattr(pixels_module, "MAXIMUM_FRAME_BYTES", 72 * 96 * 2 - 1)
-        with pytest.raises(PixelError, match="limit"):
-            read_frame(grey())
+    def test_limit_is_exact(self) -> None:
+        def limited(maximum_frame_bytes: int) -> DirectDecoder:
+            return DirectDecoder(limits=DecodingLimits(maximum_frame_bytes=maximum_frame_bytes))
+
+        read_frame(grey(), decoder=limited(72 * 96 * 2))
+        with pytest.raises(UnsafePixelError, match="limit"):
+            read_frame(grey(), decoder=limited(72 * 96 * 2 - 1))
 
     @pytest.mark.parametrize("name", fixture_names("grey") + fixture_names("colour"))
     def test_damage_gives_a_picture_or_a_pixel_error(self, name: str) -> None:
