@@ -75,9 +75,18 @@ def contexts_for(kinds: Iterable[tuple[str, str]], *, convertible: bool) -> list
 
 @contextmanager
 def association_with(
-    address: Address, contexts: Sequence[PresentationContext], timeouts: Timeouts | None = None
+    address: Address,
+    contexts: Sequence[PresentationContext],
+    timeouts: Timeouts | None = None,
+    *,
+    extended_negotiation: Sequence[Any] = (),
 ) -> Iterator[Association]:
     """An established association, released at the end.
+
+    Parameters
+    ----------
+    extended_negotiation
+        User information items, such as a role selection (PS3.7 section D.3.3.4).
 
     Raises
     ------
@@ -107,6 +116,7 @@ def association_with(
         contexts=list(contexts),
         ae_title=address.called_ae_title,
         max_pdu=MAXIMUM_PDU_BYTES,
+        ext_neg=list(extended_negotiation) or None,
         evt_handlers=[(evt.EVT_DATA_SENT, _hurry)],
         tls_args=(tls_context, address.host) if tls_context is not None else None,
     )

@@ -3,7 +3,8 @@
 All it knows stands in the store. Killed at any moment, it sends at most the object again whose answer it had not
 recorded; since a result's SOP Instance UID follows from what was judged, the PACS still ends up with one.
 
-Each destination has a thread of its own, so that one that is dead or slow never holds the others.
+Each destination has a thread of its own, so that one that is dead or slow never holds the others; so has each partner
+in storage commitment (:mod:`gateway.commitment_sender`).
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from pydicom.errors import InvalidDicomError
 from pydicom.filereader import read_file_meta_info
 from pynetdicom.association import Association
 
+from gateway import commitment_sender
 from gateway.errors import DeliveryError, StoreError
 from gateway.send import Address, Timeouts, association_with, contexts_for, is_accepted, send_one, uncompressed
 from gateway.settings import Destination, SenderSettings, Settings, TlsSettings
@@ -55,6 +57,8 @@ def run(settings: Settings, data_dir: Path, stop: threading.Event) -> None:
         for each in settings.destinations
     ]
     threads = [threading.Thread(target=each.run, name=f"to-{each.destination.name}", daemon=True) for each in couriers]
+    commitments = commitment_sender.loops(store, data_dir / "objects", settings, clock=_now, stop=stop)
+    threads += [threading.Thread(target=each.run, name=each.name, daemon=True) for each in commitments]
     for thread in threads:
         thread.start()
     try:
