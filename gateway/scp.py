@@ -60,8 +60,10 @@ CHECK_S = 0.5
 CLOSE_S = 2.0
 """How long a peer may take to close a connection whose association is over (ARTIM, PS3.8 section 9.1.5)."""
 READ_BYTES = 1 << 19
-SMALL_READ_BYTES = 1 << 15
+SMALL_READ_BYTES = 1 << 12
 READS_A_TURN = 3
+SEND_BUFFER_BYTES = 1 << 16
+"""Answers are short; a peer that does not read them shall not fill the kernel's memory."""
 """Then the others have their turn."""
 ACCEPTS_A_TURN = 16
 YIELD_S = 0.004
@@ -320,6 +322,7 @@ class Receiver:
         connected.setblocking(False)
         connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         connected.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        connected.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
         if encrypted:
             assert self._tls is not None
             try:
@@ -431,7 +434,7 @@ class Receiver:
                 connection.window_began_at, connection.window_bytes = now, 0
             connection.window_bytes += count
             association.feed(self._buffer[:count])
-            if not association.takes_more or count < room:
+            if not association.is_streaming or count < room:
                 break
         if isinstance(connection.socket, ssl.SSLSocket) and connection.socket.pending():
             self._readable_still.add(connection)
