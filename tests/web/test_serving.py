@@ -113,6 +113,7 @@ def test_a_first_start_and_the_next(tmp_path: Path) -> None:
         assert gateway.process is not None
         assert gateway.stop() == 0
         gateway.start()
+        assert httpx.get(f"{gateway.where['url']}login", timeout=60, trust_env=False).status_code == 200
         assert gateway.where["first_password_file"] == str(path)
         assert path.read_text().strip() == password
         log = gateway.log()
