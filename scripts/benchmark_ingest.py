@@ -23,6 +23,7 @@ import functools
 import itertools
 import json
 import os
+import signal
 import statistics
 import subprocess
 import sys
@@ -80,6 +81,7 @@ class Figures:
 
 def main() -> None:
     options = arguments()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))  # so that the receivers are stopped too
     folder = Path(tempfile.mkdtemp(prefix="ingest-", dir=options.folder))
     file_system = subprocess.run(["stat", "-f", "-c", "%T", folder], capture_output=True, text=True, check=True).stdout
     report: dict[str, Any] = {
@@ -290,17 +292,19 @@ def flat(folder: Path, count: int, object_name: str) -> dict[str, Any]:
     course: list[dict[str, float]] = []
     try:
         with tqdm(total=count, unit="instance", disable=not sys.stderr.isatty()) as bar:
-            while bar.n < count:
+            done = 0
+            while done < count:
                 sent = replay.send(
                     ("127.0.0.1", gateway.port, gateway.called), what, associations=4, pdu_bytes=receivers.PDU_BYTES,
-                    count=min(500, count - bar.n), seconds=600, run=next(_runs),
+                    count=min(500, count - done), seconds=600, run=next(_runs),
                 )  # fmt: skip
                 if sent.error:
-                    sys.exit(f"after {bar.n} instances: {sent.error}")
+                    sys.exit(f"after {done} instances: {sent.error}")
+                done += len(sent.latencies_s)
                 bar.update(len(sent.latencies_s))
-                rss, peak = receivers.memory_mb(gateway.receiving())
-                course.append({"instances": bar.n, "pss_mb": rss, "largest_process_mb": peak})
-                print(f"{bar.n:8d} instances: receivers {rss:6.1f} MB (PSS), largest ever {peak:6.1f} MB")
+                pss, peak = receivers.memory_mb(gateway.receiving())
+                course.append({"instances": done, "pss_mb": pss, "largest_process_mb": peak})
+                print(f"{done:8d} instances: receivers {pss:6.1f} MB (PSS), largest ever {peak:6.1f} MB")
                 gateway.clear()
     finally:
         stored = gateway.stored()

@@ -13,6 +13,7 @@ from pydicom.filebase import DicomBytesIO
 from pydicom.filewriter import write_dataset
 from pydicom.sequence import Sequence
 from pydicom.uid import (
+    UID,
     CTImageStorage,
     DigitalXRayImageStorageForPresentation,
     EnhancedCTImageStorage,
@@ -180,7 +181,7 @@ def _encoded(name: str, dataset: Dataset, transfer_syntax_uid: str, *, per_study
     stream = DicomBytesIO()
     stream.is_implicit_VR, stream.is_little_endian = False, True
     dataset.file_meta = FileMetaDataset()
-    dataset.file_meta.TransferSyntaxUID = transfer_syntax_uid
+    dataset.file_meta.TransferSyntaxUID = UID(transfer_syntax_uid)
     if "PixelData" in dataset:
         dataset["PixelData"].VR = "OB" if dataset.BitsAllocated == 8 else "OW"
         dataset["PixelData"].is_undefined_length = transfer_syntax_uid == JPEGBaseline8Bit
