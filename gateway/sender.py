@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -27,6 +28,7 @@ from gateway.errors import DeliveryError, StoreError
 from gateway.send import Address, Timeouts, association_with, contexts_for, is_accepted, send_one, uncompressed
 from gateway.settings import Destination, SenderSettings, Settings, TlsSettings
 from gateway.store import Store, open_store
+from gateway.store.commitment import forget_old
 from gateway.store.deliveries import Delivery, due_deliveries, mark_delivered, mark_failed
 from gateway.store.monitoring import report_process
 
@@ -34,6 +36,7 @@ logger = logging.getLogger(__name__)
 
 POLL_S = 0.3
 REPORT_S = 5.0
+FORGET_S = 3600.0
 QUICK_DELAY_S = 1.0
 DELIVERIES_A_ROUND = 200
 ASSOCIATIONS_A_ROUND = 3
@@ -61,11 +64,15 @@ def run(settings: Settings, data_dir: Path, stop: threading.Event) -> None:
     threads += [threading.Thread(target=each.run, name=each.name, daemon=True) for each in commitments]
     for thread in threads:
         thread.start()
+    forget_at = time.monotonic()
     try:
         while not stop.is_set():
             detail = {each.destination.name: {"delivered": each.delivered, "error": each.error} for each in couriers}
             try:
                 report_process(store, name="sender", pid=os.getpid(), now=_now(), detail=detail)
+                if settings.retention.records_days and time.monotonic() >= forget_at:
+                    forget_old(store, _now() - timedelta(days=settings.retention.records_days))
+                    forget_at = time.monotonic() + FORGET_S
             except StoreError as error:
                 logger.error("%s", error)
             stop.wait(REPORT_S)

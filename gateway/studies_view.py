@@ -364,6 +364,7 @@ def _deliveries(connection: Connection, keys: list[str] | None) -> dict[str, lis
             *(delivery.c[name] for name in columns),
             delivery.c.study_key,
             delivery.c.delivered_at,
+            delivery.c.committed_at,
             delivery.c.next_attempt_at,
             result.c.kind,
             result.c.sop_instance_uid,
@@ -377,6 +378,7 @@ def _deliveries(connection: Connection, keys: list[str] | None) -> dict[str, lis
     for row in connection.execute(statement).mappings():
         values = {name: row[name] for name in (*columns, "kind", "sop_instance_uid")}
         values["delivered_at"] = _iso(row["delivered_at"])
+        values["committed_at"] = _iso(row["committed_at"])
         values["next_attempt_at"] = _iso(row["next_attempt_at"]) if row["state"] == "pending" else None
         found[row["study_key"]].append(values)
     return found

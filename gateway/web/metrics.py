@@ -16,7 +16,7 @@ from sqlalchemy import JSON, Connection, Text, case, cast, column, func, select
 
 from gateway.store import Store
 from gateway.store.monitoring import latest_drift, processes
-from gateway.store.schema import alarm, delivery, instance, prediction, quarantine, study
+from gateway.store.schema import alarm, commitment, delivery, instance, prediction, quarantine, study
 from gateway.study import StudyState
 from gateway.web.health import is_up
 
@@ -54,6 +54,7 @@ def _store_families(store: Store) -> list[Family]:
             *_study_families(connection),
             *_prediction_families(connection, store.engine.dialect.name),
             _delivery_family(connection),
+            _commitment_family(connection),
             _alarm_family(connection),
         ]
 
@@ -110,6 +111,16 @@ def _delivery_family(connection: Connection) -> Family:
     key = (delivery.c.destination, delivery.c.state)
     for destination, state, count in connection.execute(select(*key, func.count()).group_by(*key)):
         family.add_metric([destination, state], count)
+    return family
+
+
+def _commitment_family(connection: Connection) -> Family:
+    family = GaugeMetricFamily(
+        "gateway_commitments", "Storage commitment transactions by state.", labels=["role", "state"]
+    )
+    key = (commitment.c.role, commitment.c.state)
+    for role, state, count in connection.execute(select(*key, func.count()).group_by(*key)):
+        family.add_metric([role, state], count)
     return family
 
 
