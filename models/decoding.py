@@ -27,7 +27,7 @@ import subprocess
 import sys
 import weakref
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -226,7 +226,7 @@ class _Child:
                 os.close(descriptor)
         except OSError as error:
             raise DecoderUnavailableError(f"no decoding process can be started: {error.strerror}") from error
-        self.end = weakref.finalize(self, _end, self._channel, self.process)
+        self.end = weakref.finalize(self, _end, self._channel, self.process, self._memory)
 
     def _start(self, channel: int, memory: int) -> subprocess.Popen[bytes]:
         numbers = (channel, memory, self._result_bytes, self._limits.memory_bytes, self._limits.time_s)
@@ -314,10 +314,12 @@ class _Child:
         return f"signal {-code}" if code < 0 else f"exit code {code}"
 
 
-def _end(channel: socket.socket, process: subprocess.Popen[bytes]) -> None:
+def _end(channel: socket.socket, process: subprocess.Popen[bytes], memory: mmap.mmap) -> None:
     channel.close()
     process.kill()
     process.wait()
+    with suppress(BufferError):  # somebody still looks at a frame in it, and lets it go later
+        memory.close()
 
 
 def _sealed_memory(size: int) -> int:
