@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pydicom
 import pytest
+from certificates import Authority
 from intake_rig import PROCESSES, data_set_bytes, dcmtk, deliver
 from PIL import Image
 from pydicom import Dataset
@@ -328,14 +329,31 @@ def test_dead_letter_after_a_day(outbox: Outbox) -> None:
 # --- the process --------------------------------------------------------------------------------------------------
 
 
-def start_sender(outbox: Outbox, ports: dict[str, int]) -> Any:
-    destinations = [{"name": name, "ae_title": "PACS", "host": "127.0.0.1", "port": p} for name, p in ports.items()]
-    settings = load_settings(
-        environment={}, overrides={"destinations": destinations, "sender.first_delay_s": 0.5, "rules": []}
-    )
+def start_sender(outbox: Outbox, ports: dict[str, int], *, tls: dict[str, str] | None = None) -> Any:
+    known = {"ae_title": "PACS", "host": "127.0.0.1", "tls": tls is not None}
+    destinations = [{"name": name, "port": port, **known} for name, port in ports.items()]
+    overrides = {"destinations": destinations, "sender.first_delay_s": 0.5, "rules": []}
+    overrides |= {f"tls.{key}": value for key, value in (tls or {}).items()}
+    settings = load_settings(environment={}, overrides=overrides)
     process = PROCESSES.Process(target=deliver, args=(settings, outbox.data_dir))
     process.start()
     return process
+
+
+def test_delivers_by_tls_where_the_destination_says_so(outbox: Outbox, tmp_path: Path) -> None:
+    authority = Authority(tmp_path / "pem")
+    pacs_pem, ours = authority.issue("pacs", addresses=("127.0.0.1",)), authority.issue("gateway")
+    tls = {"certificate": str(ours.certificate), "key": str(ours.key), "authorities": str(authority.pem)}
+    options = ["+tls", str(pacs_pem.key), str(pacs_pem.certificate), "+cf", str(authority.pem)]
+    with running_storescp(tmp_path / "inbox", options=options) as scp, pacs(lambda _: 0x0000) as plain:
+        uid = outbox.add(report(), "pacs", "plain", at=datetime.now(UTC))
+        process = start_sender(outbox, {"pacs": scp.port, "plain": plain}, tls=tls)
+        wait_until(lambda: outbox.row(uid).state == "delivered", "the delivery")
+        wait_until(lambda: outbox.row(uid, "plain").attempts, "a try without a TLS peer")
+        process.terminate()
+        process.join(20)
+    assert len(scp.files()) == 1
+    assert "TLS failed: wrong version number" in outbox.row(uid, "plain").last_error
 
 
 def test_dead_destination_holds_no_other(outbox: Outbox) -> None:

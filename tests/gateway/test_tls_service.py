@@ -34,7 +34,7 @@ class Site:
         self.config = (
             f'[tls]\nenabled = true\nport = 0\ncertificate = "{self.certificate}"\nkey = "{self.key}"\n'
             f'authorities = "{self.authority.pem}"\n'
-            "[worker]\ncount = 1\n"
+            '[worker]\ncount = 1\n[monitor]\nbackend = "builtin"\n'
             '[[peers]]\nae_title = "CT1"\naddresses = ["127.0.0.0/8"]\n'
             f'certificate_sha256 = ["{self.ct.sha256}"]\n'
             '[[peers]]\nae_title = "US1"\n'
@@ -188,11 +188,12 @@ def test_idle_tls_clients_hold_nobody(site: Site) -> None:
             connected.close()
 
 
+@pytest.mark.slow
 def test_lines_from_the_log_let_a_stranger_store(tmp_path: Path) -> None:
     """An operator takes the lines out of the log, adds them to the settings, and restarts."""
     image = tmp_path / "image.dcm"
     small_dataset().save_as(image, enforce_file_format=True)
-    config = '[worker]\ncount = 1\n\n[dicom]\nunknown_peers = "refuse"\necho_for_strangers = false\n'
+    config = '[worker]\ncount = 1\n[dicom]\nunknown_peers = "refuse"\necho_for_strangers = false\n'
 
     def send(gateway: Gateway) -> subprocess.CompletedProcess[str]:
         command = [dcmtk("storescu"), "-v", "-aet", 'MR "2"', "-aec", "GATEWAY", "127.0.0.1", str(gateway.dicom_port)]

@@ -192,10 +192,10 @@ class StoreScp:
 
 
 @contextmanager
-def running_storescp(folder: Path, ae_title: str = "PACS") -> Iterator[StoreScp]:
+def running_storescp(folder: Path, ae_title: str = "PACS", options: Sequence[str] = ()) -> Iterator[StoreScp]:
     port = free_port()
     folder.mkdir(parents=True, exist_ok=True)
-    command = ["storescp", "--fork", "-aet", ae_title, "--accept-all", "-od", str(folder), str(port)]
+    command = ["storescp", "--fork", "-aet", ae_title, "--accept-all", *options, "-od", str(folder), str(port)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         wait_until(lambda: listens(port), "storescp")
