@@ -35,7 +35,8 @@ def quiet_time(header: Dataset, rules: Sequence[Rule], settings: CompletionSetti
     The quiet time of the rule that chooses the image, where it names one; else the short one for single-frame CR,
     DX, OP and SC; else the long one.
     """
-    rule = choose_rule(header, rules)
+    # Reception waits for this: rules are asked only where one of them has something to say.
+    rule = choose_rule(header, rules) if any(each.quiet_time_s is not None for each in rules) else None
     if rule is not None and rule.quiet_time_s is not None:
         return timedelta(seconds=rule.quiet_time_s)
     if is_single_image(header):

@@ -15,6 +15,8 @@ from gateway.acse import Supported
 
 VERIFICATION_UID = str(Verification)
 STORAGE_COMMITMENT_UID = str(StorageCommitmentPushModel)
+STORAGE_COMMITMENT_INSTANCE_UID = "1.2.840.10008.1.20.1.1"
+"""The well-known SOP instance, PS3.4 section J.3.5."""
 _STORAGE_UIDS = frozenset(str(each) for each in _STORAGE_CLASSES.values())
 _USER = Supported()
 _EITHER = Supported(peer_may_be_scp=True)

@@ -22,11 +22,11 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 from pydicom import config as pydicom_config
@@ -35,7 +35,13 @@ from gateway import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME, acse,
 from gateway.association import LONGEST_HELD_DATA_SET_BYTES as _HELD_BYTES
 from gateway.association import Acceptance, Association, Message, Refusal, Rejection, State
 from gateway.commitment import CommitmentService
-from gateway.contexts import STORAGE_COMMITMENT_UID, VERIFICATION_UID, may_be_stored, supports
+from gateway.contexts import (
+    STORAGE_COMMITMENT_INSTANCE_UID,
+    STORAGE_COMMITMENT_UID,
+    VERIFICATION_UID,
+    may_be_stored,
+    supports,
+)
 from gateway.disk import DiskGuard, QueueGuard
 from gateway.errors import INTAKE_STATUSES, OutOfResourcesError, StoreError
 from gateway.load import LoadBoard
@@ -68,9 +74,11 @@ SEND_BUFFER_BYTES = 1 << 16
 ACCEPTS_A_TURN = 16
 YIELD_S = 0.004
 """How long a receiver leaves a new connection to one that has fewer."""
-STORE_THREADS = 4
+STORE_THREADS = 8
 MOST_HELD_BYTES = 16 << 20
 """Of data sets other than C-STORE's, over all associations."""
+REQUEST_COMMITMENT = 1
+"""Action Type ID, PS3.4 Table J.3-1."""
 SWITCH_S = 0.0005
 """Python's switch interval: the loop must not wait 5 ms for each thread that validates."""
 _READ, _WRITE = select.EPOLLIN, select.EPOLLOUT
@@ -201,7 +209,11 @@ class Receiver:
         self._held_bytes = 0
         self._buffer = memoryview(bytearray(READ_BYTES))
         self._readable_still: set[Connection] = set()  # TLS has decrypted more than was read
-        self._threads = ThreadPoolExecutor(STORE_THREADS, thread_name_prefix="store")
+        self._work: SimpleQueue[tuple[Connection, Peer, Message] | None] = SimpleQueue()
+        self._threads = [
+            threading.Thread(target=self._work_on, name=f"store-{number}", daemon=True)
+            for number in range(STORE_THREADS)
+        ]
         self._done: deque[tuple[Connection, Message, Answer]] = deque()
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._poll.register(self._wake, _READ)
@@ -231,6 +243,8 @@ class Receiver:
 
     def run(self, stop: threading.Event) -> None:
         """Serve until `stop` is set; then let what is under way end for a moment."""
+        for thread in self._threads:
+            thread.start()
         check_at = time.monotonic() + CHECK_S
         stop_at: float | None = None
         while True:
@@ -252,7 +266,10 @@ class Receiver:
             connection.association.abort("the gateway stops")
             self._flush(connection)
             self._close(connection)
-        self._threads.shutdown()
+        for _ in self._threads:
+            self._work.put(None)
+        for thread in self._threads:
+            thread.join(GRACE_S)
 
     def _turn(self, longest_s: float, now: float) -> None:
         if self._listen_again_at is not None:
@@ -561,6 +578,10 @@ class Receiver:
         """Whether the data set of a storage commitment message may be gathered."""
         if context.abstract_syntax != STORAGE_COMMITMENT_UID:
             return Refusal(status=dimse.UNRECOGNISED_OPERATION)
+        if command.sop_instance_uid != STORAGE_COMMITMENT_INSTANCE_UID:
+            return Refusal(status=dimse.NO_SUCH_INSTANCE)
+        if command.command_field == dimse.N_ACTION_RQ and command.type_id != REQUEST_COMMITMENT:
+            return Refusal(status=dimse.NO_SUCH_ACTION)
         if self._held_bytes + sum(each.is_holding for each in self._by_association) * _HELD_BYTES > MOST_HELD_BYTES:
             return Refusal(status=dimse.RESOURCE_LIMITATION, comment="too many such messages at once")
         return None
@@ -569,7 +590,7 @@ class Receiver:
         """Have a thread work on `message`."""
         connection = self._by_association[association]
         self._held_bytes += len(message.data_set)
-        self._threads.submit(self._work, connection, connection.peer, message)
+        self._work.put((connection, connection.peer, message))
 
     def ended(self, association: Association, reason: str) -> None:
         """Count and log the end of an association."""
@@ -586,17 +607,19 @@ class Receiver:
             level, "association %s: %s; %s at %s", connection.key, reason, peer.calling_ae_title or "-", peer.address
         )
 
-    def _work(self, connection: Connection, peer: Peer, message: Message) -> None:
-        """In a thread: make a data set durable, or do what another message asks."""
-        try:
-            answer = self._answer(peer, message)
-        except Exception as error:  # the association handler: a peer gets an answer, whatever went wrong here
-            logger.exception("association %s: could not answer", connection.key)
-            answer = Answer(status=PROCESSING_FAILURE, instance_key="", reason=type(error).__name__)
-            if message.spool is not None:
-                message.spool.discard()
-        self._done.append((connection, message, answer))
-        os.eventfd_write(self._wake, 1)
+    def _work_on(self) -> None:
+        """A thread's life: make data sets durable, and do what other messages ask."""
+        while (job := self._work.get()) is not None:
+            connection, peer, message = job
+            try:
+                answer = self._answer(peer, message)
+            except Exception as error:  # the association handler: a peer gets an answer, whatever went wrong here
+                logger.exception("association %s: could not answer", connection.key)
+                answer = Answer(status=PROCESSING_FAILURE, instance_key="", reason=type(error).__name__)
+                if message.spool is not None:
+                    message.spool.discard()
+            self._done.append((connection, message, answer))
+            os.eventfd_write(self._wake, 1)
 
     def _answer(self, peer: Peer, message: Message) -> Answer:
         if message.spool is not None:

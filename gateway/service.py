@@ -108,6 +108,7 @@ def serve(settings: Settings, data_dir: Path, *, announce: TextIO | None = None)
             first_password_file = prepare_first_account(store, data_dir, now=datetime.now(UTC))
         store.close()
         supervisor = Supervisor(settings, data_dir, _children(settings, data_dir, ports), lock)
+        supervisor.take_signals()  # whoever reads the announcement may stop the gateway at once
         if announce is not None:
             print(json.dumps(announcement(settings, data_dir, ports, first_password_file)), file=announce, flush=True)
         for listener, what in ((ports.dicom, "DICOM"), (ports.dicom_tls, "DICOM over TLS")):
@@ -261,10 +262,13 @@ class Supervisor:
         self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._stopping = False
 
-    def run(self) -> None:
-        """Start all, restart what dies, until a signal says stop."""
+    def take_signals(self) -> None:
+        """From now on SIGTERM and SIGINT mean: stop in order."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_signal)
+
+    def run(self) -> None:
+        """Start all, restart what dies, until a signal says stop."""
         try:
             for child in self._children:
                 self._start(child)

@@ -38,7 +38,15 @@ from gateway.objects import fsync_folder
 from gateway.routing import attribute_values
 from gateway.settings import CompletionSettings, Rule
 from gateway.store import Store
-from gateway.store.intake import Admission, NewInstance, StudyHeader, admit_all, known_paths, new_key, put_in_quarantine
+from gateway.store.intake import (
+    Admission,
+    NewInstance,
+    StudyHeader,
+    admit_waiting,
+    known_paths,
+    new_key,
+    put_in_quarantine,
+)
 from gateway.store.schema import instance
 from gateway.validate import Inspection, inspect
 
@@ -292,17 +300,26 @@ class Intake:
         self._arrivals.append(own)
         with self._committing:
             if own.outcome is None:
-                batch = [self._arrivals.popleft() for _ in range(len(self._arrivals))]
-                try:
-                    outcomes: Sequence[Admission | StoreError] = admit_all(self.store, [each.new for each in batch])
-                except StoreError as error:
-                    outcomes = [error] * len(batch)
-                for arrival, outcome in zip(batch, outcomes, strict=True):
-                    arrival.outcome = outcome
+                self._commit_waiting()
         assert own.outcome is not None
         if isinstance(own.outcome, StoreError):
             raise StoreError(str(own.outcome)) from own.outcome
         return own.outcome
+
+    def _commit_waiting(self) -> None:
+        batch: list[_Arrival] = []
+
+        def take() -> list[NewInstance]:
+            batch.extend(self._arrivals.popleft() for _ in range(len(self._arrivals)))
+            return [each.new for each in batch]
+
+        try:
+            outcomes: Sequence[Admission | StoreError] = admit_waiting(self.store, take)
+        except StoreError as error:
+            take()  # where not even the transaction began
+            outcomes = [error] * len(batch)
+        for arrival, outcome in zip(batch, outcomes, strict=True):
+            arrival.outcome = outcome
 
     def _is_committed(self, instance_key: str) -> bool:
         with self.store.read() as connection:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import uuid
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
 from enum import Enum
@@ -17,7 +17,7 @@ from gateway.study import StudyState
 
 def new_key() -> str:
     """A key of the gateway's own: 32 hexadecimal digits, random."""
-    return uuid.uuid4().hex
+    return os.urandom(16).hex()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,7 +102,18 @@ _GROWN_STUDY = (
 
 
 def admit_all(store: Store, arrivals: Sequence[NewInstance]) -> list[Admission]:
+    """As :func:`admit_waiting`, for instances that are at hand."""
+    return admit_waiting(store, lambda: arrivals)
+
+
+def admit_waiting(store: Store, take: Callable[[], Sequence[NewInstance]]) -> list[Admission]:
     """Give instances their rows and studies, all in one transaction; durable when this returns.
+
+    Parameters
+    ----------
+    take
+        Gives the instances; called when it is this process's turn to write, so that all that came while it waited go
+        with them.
 
     Raises
     ------
@@ -110,6 +121,7 @@ def admit_all(store: Store, arrivals: Sequence[NewInstance]) -> list[Admission]:
         Nothing was written.
     """
     with store.write() as connection:
+        arrivals = take()
         batch = _Batch(connection, arrivals)
         outcomes = [batch.admit(new) for new in arrivals]
         batch.write()
