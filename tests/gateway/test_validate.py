@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import struct
 import warnings
 import zlib
 from importlib.util import find_spec
 from pathlib import Path
 
+import highdicom
 import pydicom
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from intake_rig import data_set_bytes, encoded, small_dataset
 from pydicom import Dataset, Sequence
+from pydicom.datadict import keyword_for_tag
 from pydicom.encaps import encapsulate
 from pydicom.uid import (
     DeflatedExplicitVRLittleEndian,
@@ -22,7 +25,9 @@ from pydicom.uid import (
     ImplicitVRLittleEndian,
     JPEGBaseline8Bit,
 )
+from small_objects import every_object
 
+from gateway.content_elements import LAST_ELEMENTS, PIXEL_DATA
 from gateway.errors import NotUnderstoodError
 from gateway.routing import attribute_values
 from gateway.validate import Limits, encoding_of, inspect
@@ -35,6 +40,10 @@ NOT_TAKEN = {
     "rtdose_rle.dcm": "no SOP Class UID",
     "rtdose_rle_1frame.dcm": "no SOP Class UID",
     "explicit_VR-UN.dcm": "no SOP Class UID",
+    # Computed radiographs without pixel data, made to test character sets: no different from one that was cut off.
+    "chrJapMulti.dcm": "truncated: it ends with",
+    "chrJapMultiExplicitIR6.dcm": "truncated: it ends with",
+    "chrKoreanMulti.dcm": "truncated: it ends with",
 }
 
 
@@ -94,37 +103,85 @@ def test_agrees_with_pydicom_on_its_test_files() -> None:
     assert checked >= 100
 
 
+@pytest.mark.parametrize(
+    ("name", "syntax", "whole", "dataset"), every_object(), ids=lambda each: each if isinstance(each, str) else ""
+)
+def test_truncation_at_every_byte(tmp_path: Path, name: str, syntax: str, whole: bytes, dataset: Dataset) -> None:
+    """Between two top-level elements as well: what is left is then well-formed, and lacks the content."""
+    found = inspect_bytes(tmp_path, whole, syntax)
+    assert (found.sop_instance_uid, found.sop_class_uid) == (dataset.SOPInstanceUID, dataset.SOPClassUID)
+    packer = zlib.decompressobj(-15)
+    padding = 0
+    if syntax == DeflatedExplicitVRLittleEndian:
+        packer.decompress(whole)
+        padding = len(packer.unused_data)  # to an even length (PS3.5 section A.5)
+    for length in range(len(whole) - padding):
+        with pytest.raises(NotUnderstoodError):
+            inspect_bytes(tmp_path, whole[:length], syntax)
+
+
+def test_what_ends_before_its_content(tmp_path: Path) -> None:
+    """Whatever the SOP class: Bits Allocated means that pixel data follow, unless they are elsewhere."""
+    dataset = small_dataset(SOPClassUID="1.2.3.4.5")
+    del dataset.PixelData
+    for syntax in (ExplicitVRLittleEndian, "1.2.840.10008.1.2.4.94"):
+        with pytest.raises(NotUnderstoodError, match=r"truncated: it ends with \(0028,0103\)"):
+            inspect_bytes(tmp_path, encoded(dataset), syntax)
+    dataset.PixelDataProviderURL = "https://example.org/image"
+    assert inspect_bytes(tmp_path, encoded(dataset), "1.2.840.10008.1.2.4.94")
+    with pytest.raises(NotUnderstoodError, match="before its content"):
+        inspect_bytes(tmp_path, encoded(dataset))
+    del dataset.BitsAllocated
+    assert inspect_bytes(tmp_path, encoded(dataset)), "of a private class nothing else is known"
+
+
+def test_last_elements_are_of_their_classes() -> None:
+    """Each row against the attributes that highdicom's copy of PS3.3 gives for that IOD."""
+    folder = Path(highdicom.__file__).parent / "_standard"
+    iods, modules, classes = (
+        json.loads((folder / f"{name}.json").read_text())
+        for name in ("iod_module_map", "module_attribute_map", "sop_class_iod_map")
+    )
+    checked = 0
+    for sop_class_uid, tag in LAST_ELEMENTS.items():
+        if sop_class_uid not in classes:
+            continue
+        of_iod = {
+            attribute["keyword"]
+            for module in iods[classes[sop_class_uid]]
+            for attribute in modules.get(module["key"], [])
+            if not attribute["path"]
+        }
+        names = {keyword_for_tag(each) for each in ((tag, tag + 1, tag + 8) if tag == PIXEL_DATA else (tag,))}
+        assert names & of_iod, sop_class_uid
+        checked += 1
+    assert checked > 150
+
+
 @pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, ImplicitVRLittleEndian, ExplicitVRBigEndian])
-def test_truncation_at_every_byte(tmp_path: Path, syntax: str) -> None:
-    """Cut between two top-level elements it is a shorter object that is whole; cut anywhere else it is not."""
-    dataset = rich_dataset(syntax)
-    whole = encoded(dataset)
-    between = {}
-    shorter = Dataset()
-    shorter.file_meta = dataset.file_meta
-    for element in dataset:
-        shorter.add(element)
-        between[len(encoded(shorter))] = "SeriesInstanceUID" in shorter
-    assert max(between) == len(whole)
-    for length in range(len(whole) + 1):
-        if between.get(length):
-            assert inspect_bytes(tmp_path, whole[:length], syntax).sop_instance_uid == "1.2.3.4"
-        else:
-            with pytest.raises(NotUnderstoodError):
-                inspect_bytes(tmp_path, whole[:length], syntax)
-
-
-def test_truncation_of_fragments_at_every_byte(tmp_path: Path) -> None:
+def test_fewer_pixels_than_the_header_says(tmp_path: Path, syntax: str) -> None:
     dataset = small_dataset()
-    dataset.file_meta.TransferSyntaxUID = JPEGBaseline8Bit
-    dataset.PixelData = encapsulate([b"\xff\xd8" + bytes(20), b"\xff\xd8" + bytes(30)])
+    dataset.file_meta.TransferSyntaxUID = syntax
+    assert inspect_bytes(tmp_path, encoded(dataset), syntax)
+    dataset.PixelData += bytes(10)
+    assert inspect_bytes(tmp_path, encoded(dataset), syntax), "longer is padded, which devices do"
+    for keyword, value in (("Rows", 9), ("NumberOfFrames", "2"), ("SamplesPerPixel", 3), ("BitsAllocated", 32)):
+        shorter = small_dataset(**{keyword: value})
+        shorter.file_meta.TransferSyntaxUID = syntax
+        with pytest.raises(NotUnderstoodError, match="truncated: 128 bytes of pixel data where"):
+            inspect_bytes(tmp_path, encoded(shorter), syntax)
+    for attributes, size in (({"BitsAllocated": 1}, 8), ({"PhotometricInterpretation": "YBR_FULL_422"}, 256)):
+        exact = small_dataset(PixelData=bytes(size), **attributes)
+        exact.file_meta.TransferSyntaxUID = syntax
+        assert inspect_bytes(tmp_path, encoded(exact), syntax)
+
+
+def test_encapsulated_pixel_data_are_not_counted(tmp_path: Path) -> None:
+    dataset = small_dataset(Rows=4000, Columns=4000)
+    dataset.PixelData = encapsulate([b"\xff\xd8" + bytes(20)])
     dataset["PixelData"].is_undefined_length = True
-    whole = encoded(dataset)
-    start = whole.index(b"\xe0\x7f\x10\x00OB")
-    inspect_bytes(tmp_path, whole, JPEGBaseline8Bit)
-    for length in range(start + 1, len(whole)):
-        with pytest.raises(NotUnderstoodError, match="truncated"):
-            inspect_bytes(tmp_path, whole[:length], JPEGBaseline8Bit)
+    dataset.file_meta.TransferSyntaxUID = JPEGBaseline8Bit
+    assert inspect_bytes(tmp_path, encoded(dataset), JPEGBaseline8Bit)
 
 
 def test_zeros_after_the_end_are_tolerated_and_nothing_else(tmp_path: Path) -> None:
@@ -204,6 +261,63 @@ def test_deflated(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
+@pytest.mark.parametrize(
+    "syntax", [DeflatedExplicitVRLittleEndian, "1.2.840.10008.1.2.4.95", "1.2.840.10008.1.2.4.205"]
+)
+def test_a_bomb_must_be_sent_at_a_size_of_its_own(tmp_path: Path, syntax: str) -> None:
+    packer = zlib.compressobj(9, zlib.DEFLATED, -15)
+    bomb = packer.compress(bytes(8 << 20)) + packer.flush()
+    limits = Limits(inflated_freely_bytes=1 << 20, inflation=100)
+    with pytest.raises(NotUnderstoodError, match=f"inflates to more than {1 << 20} bytes"):
+        inspect_bytes(tmp_path, bomb, syntax, limits)
+    dataset = small_dataset(
+        SOPInstanceUID="1.2.3.4", PixelDataProviderURL="https://example.org/", Rows=1024, Columns=768
+    )
+    dataset.PixelData = b"".join(struct.pack("<I", number * 2654435761 & 0xFFFFFFFF) for number in range(3 << 17))
+    packer = zlib.compressobj(9, zlib.DEFLATED, -15)
+    honest = packer.compress(encoded(dataset)) + packer.flush()
+    assert inspect_bytes(tmp_path, honest, syntax, limits).sop_instance_uid == "1.2.3.4"
+
+
+@pytest.mark.parametrize("vr", [b"UN", b"SQ", None])
+@pytest.mark.parametrize("tag", [(0x0008, 0x1140), (0x2005, 0x1402)])
+def test_nesting_that_names_itself_unknown(tmp_path: Path, vr: bytes | None, tag: tuple[int, int]) -> None:
+    """Of defined length it may be jumped over, but pydicom's dictionaries, private ones too, make it a sequence."""
+    content = b""
+    for _ in range(300):
+        item = struct.pack("<HHI", 0xFFFE, 0xE000, len(content)) + content
+        content = struct.pack("<HHI", *tag, len(item)) + item
+    syntax = ExplicitVRLittleEndian
+    whole = encoded(small_dataset())
+    split = whole.index(struct.pack("<HH2s", 0x0028, 0x0002, b"US"))
+    if vr is None:
+        dataset = small_dataset()
+        dataset.file_meta.TransferSyntaxUID = syntax = ImplicitVRLittleEndian
+        whole = encoded(dataset)
+        split = whole.index(struct.pack("<HHI", 0x0028, 0x0002, 2))
+    elif vr == b"UN":
+        content = struct.pack("<HH2sHI", *tag, vr, 0, len(item)) + item
+    else:
+        content = struct.pack("<HH2sHI", *tag, vr, 0, len(item)) + item
+    with pytest.raises(NotUnderstoodError, match="nested deeper"):
+        inspect_bytes(tmp_path, whole[:split] + content + whole[split:], syntax)
+
+
+def test_header_is_a_data_set(tmp_path: Path) -> None:
+    """Its elements are made when they are asked for, in whatever way a data set can be asked."""
+    dataset = small_dataset(SpecificCharacterSet="ISO_IR 192", PatientName="Müller", ImageType=["A", "B"])
+    header = inspect_bytes(tmp_path, encoded(dataset)).header
+    assert "PatientName" in header
+    assert "StudyDate" not in header
+    assert (header.PatientName, header.Rows, header[0x00080008].value) == ("Müller", 8, ["A", "B"])
+    assert header.get("StudyDate") is None
+    assert header.get_item("Modality").value == b"CT"
+    del dataset.PixelData
+    assert [each.tag for each in header] == [each.tag for each in dataset]
+    assert dict(header.items()).keys() == dict(dataset.items()).keys()
+    assert header == dataset
+
+
 def test_every_transfer_syntax_that_pydicom_names() -> None:
     for syntax in pydicom.uid.AllTransferSyntaxes:
         if syntax.startswith("1.2.840.10008.1.2.7"):  # real-time video, not for DIMSE (PS3.22)
@@ -218,7 +332,10 @@ def test_every_transfer_syntax_that_pydicom_names() -> None:
         assert encoding_of(other) is None
 
 
-@pytest.mark.parametrize("uid", ["", "../../etc/passwd", "1.2.3/4", "1." * 40, "1.2.3\0.4", "a.b"])
+@pytest.mark.parametrize(
+    "uid",
+    ["", "../../etc/passwd", "/etc/passwd", "..", "1..2", "1.2.", "1.2.3/4", "1." * 40, "1" * 65, "1.2.3\0.4", "a.b"],
+)
 def test_uids(tmp_path: Path, uid: str) -> None:
     whole = encoded(small_dataset(SeriesInstanceUID="1.2.3.4"))
     value = uid.encode() + b"\0" * (len(uid) % 2)
