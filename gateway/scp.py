@@ -17,7 +17,6 @@ import resource
 import select
 import socket
 import ssl
-import sys
 import threading
 import time
 from collections import Counter, deque
@@ -74,13 +73,11 @@ SEND_BUFFER_BYTES = 1 << 16
 ACCEPTS_A_TURN = 16
 YIELD_S = 0.004
 """How long a receiver leaves a new connection to one that has fewer."""
-STORE_THREADS = 8
+STORE_THREADS = 6
 MOST_HELD_BYTES = 16 << 20
 """Of data sets other than C-STORE's, over all associations."""
 REQUEST_COMMITMENT = 1
 """Action Type ID, PS3.4 Table J.3-1."""
-SWITCH_S = 0.0005
-"""Python's switch interval: the loop must not wait 5 ms for each thread that validates."""
 _READ, _WRITE = select.EPOLLIN, select.EPOLLOUT
 
 
@@ -123,12 +120,11 @@ def _report(store: Store, name: str, receiver: Receiver, stop: threading.Event) 
 
 
 def _configure_process() -> None:
-    """This process's settings of Python, pydicom and the kernel's limits."""
+    """This process's settings of pydicom and the kernel's limits."""
     # Their messages quote what peers sent, which may be PHI; the gateway logs its own.
     logging.getLogger("pynetdicom").setLevel(logging.CRITICAL)
     logging.getLogger("pydicom").setLevel(logging.CRITICAL)
     pydicom_config.settings.reading_validation_mode = pydicom_config.IGNORE
-    sys.setswitchinterval(SWITCH_S)
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 

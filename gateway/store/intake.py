@@ -4,14 +4,26 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from datetime import datetime, timedelta
 from enum import Enum
+from typing import Any
 
-from sqlalchemy import Connection, Executable, bindparam, insert, select, update
+from sqlalchemy import (
+    ClauseElement,
+    Connection,
+    CursorResult,
+    Dialect,
+    Select,
+    bindparam,
+    insert,
+    select,
+    update,
+)
+from sqlalchemy.sql.compiler import SQLCompiler
 
 from gateway.store.engine import Store
-from gateway.store.schema import instance, quarantine, study
+from gateway.store.schema import Utc, instance, quarantine, study
 from gateway.study import StudyState
 
 
@@ -68,17 +80,43 @@ class Admission(Enum):
     """Same SOP Instance UID, other bytes: the first stays; the new file goes to quarantine."""
 
 
-_KNOWN_INSTANCES = select(
-    instance.c.sop_instance_uid, instance.c.instance_key, instance.c.sha256, instance.c.removed_at
-).where(instance.c.sop_instance_uid.in_(bindparam("uids", expanding=True)))
-_KNOWN_STUDIES = (
-    select(study.c.study_instance_uid, study.c.study_key, study.c.state, study.c.first_received_at, study.c.complete_at)
-    .where(study.c.study_instance_uid.in_(bindparam("uids", expanding=True)))
-    .order_by(study.c.study_key)  # so that two transactions lock them in the same order
-    .with_for_update()
+def _known_instances(count: int) -> Select[Any]:
+    return select(instance.c.sop_instance_uid, instance.c.instance_key, instance.c.sha256, instance.c.removed_at).where(
+        instance.c.sop_instance_uid.in_([bindparam(f"uid_{number}") for number in range(count)])
+    )
+
+
+def _known_studies(count: int) -> Select[Any]:
+    return (
+        select(
+            study.c.study_instance_uid, study.c.study_key, study.c.state, study.c.first_received_at, study.c.complete_at
+        )
+        .where(study.c.study_instance_uid.in_([bindparam(f"uid_{number}") for number in range(count)]))
+        .order_by(study.c.study_key)  # so that two transactions lock them in the same order
+        .with_for_update()
+    )
+
+
+_NEW_STUDY = insert(study).values(
+    {
+        name: bindparam(name)
+        for name in (
+            *("study_key", "state", "reason", "priority", "attempts", "instance_count", "revision"),
+            *("first_received_at", "last_received_at", "complete_at"),
+            *(field.name for field in fields(StudyHeader)),
+        )
+    }
 )
-_NEW_STUDY = insert(study)
-_NEW_INSTANCE = insert(instance)
+_NEW_INSTANCE = insert(instance).values(
+    {
+        name: bindparam(name)
+        for name in (
+            *("instance_key", "study_key", "sop_instance_uid", "sop_class_uid", "series_instance_uid"),
+            *("transfer_syntax_uid", "modality", "sha256", "size_bytes", "path", "calling_ae_title", "peer_address"),
+            *("not_judged_reason", "received_at"),
+        )
+    }
+)
 _RETURNED_INSTANCE = (
     update(instance)
     .where(instance.c.instance_key == bindparam("key"))
@@ -157,15 +195,65 @@ class _GrowingStudy:
         self.steps += 1
 
 
+class _Prepared:
+    """The batch's statements as the driver takes them: SQLAlchemy's own execution costs several times SQLite's."""
+
+    def __init__(self, dialect: Dialect) -> None:
+        time_type = Utc().dialect_impl(dialect)
+        self._dialect = dialect
+        self._bind_time = time_type.bind_processor(dialect) or _unchanged
+        self.time: Callable[[Any], Any] = time_type.result_processor(dialect, None) or _unchanged
+        self._compiled: dict[object, tuple[str, dict[str, object], Sequence[str] | None]] = {}
+
+    def run(
+        self, connection: Connection, key: object, make: Callable[[], ClauseElement], rows: Sequence[dict[str, object]]
+    ) -> CursorResult[Any]:
+        """Execute a statement, once for each row of parameters."""
+        text, constants, order = self._compiled.get(key) or self._compile(key, make())
+        bound = [
+            {name: self._bind_time(value) if isinstance(value, datetime) else value for name, value in row.items()}
+            for row in rows
+        ]
+        if order is None:
+            named = [constants | row for row in bound]
+            return connection.exec_driver_sql(text, named if len(named) > 1 else named[0])
+        counted = [tuple(row[name] if name in row else constants[name] for name in order) for row in bound]
+        return connection.exec_driver_sql(text, counted if len(counted) > 1 else counted[0])
+
+    def _compile(self, key: object, statement: ClauseElement) -> tuple[str, dict[str, object], Sequence[str] | None]:
+        """SQL text, its constants, and the order of its parameters where the driver counts them."""
+        compiled = statement.compile(dialect=self._dialect)
+        assert isinstance(compiled, SQLCompiler)
+        order = compiled.positiontup if compiled.positional else None
+        found = self._compiled[key] = (str(compiled), dict(compiled.params), order)
+        return found
+
+
+def _unchanged(value: Any) -> Any:
+    return value
+
+
+_PREPARED: dict[str, _Prepared] = {}
+
+
+def _prepared(connection: Connection) -> _Prepared:
+    """Of this process and kind of database."""
+    found = _PREPARED.get(connection.dialect.name)
+    if found is None:
+        found = _PREPARED[connection.dialect.name] = _Prepared(connection.dialect)
+    return found
+
+
 class _Batch:
     """What one transaction reads, decides and writes: a handful of statements, however many instances."""
 
     def __init__(self, connection: Connection, arrivals: Sequence[NewInstance]) -> None:
         self._connection = connection
+        self._prepared = _prepared(connection)
         uids = [new.sop_instance_uid for new in arrivals]
         self._known = {
             row.sop_instance_uid: (row.instance_key, row.sha256, row.removed_at is not None)
-            for row in connection.execute(_KNOWN_INSTANCES, {"uids": uids})
+            for row in self._select("instances", _known_instances, uids)
         }
         studies = list({new.header.study_instance_uid for new in arrivals})
         self._studies = {
@@ -173,11 +261,11 @@ class _Batch:
                 study_key=row.study_key,
                 header=None,
                 state=row.state,
-                first_received_at=row.first_received_at,
-                last_received_at=row.first_received_at,
-                complete_at=row.complete_at,
+                first_received_at=self._prepared.time(row.first_received_at),
+                last_received_at=self._prepared.time(row.first_received_at),
+                complete_at=self._prepared.time(row.complete_at),
             )
-            for row in connection.execute(_KNOWN_STUDIES, {"uids": studies})
+            for row in self._select("studies", _known_studies, studies)
         }
         self._new: list[dict[str, object]] = []
         self._returned: list[dict[str, object]] = []
@@ -241,7 +329,7 @@ class _Batch:
             [
                 {
                     "key": each.study_key,
-                    "new_state": each.state,
+                    "new_state": str(each.state),
                     "more": each.more,
                     "steps": each.steps,
                     "now": each.last_received_at,
@@ -254,15 +342,19 @@ class _Batch:
         self._execute(_NEW_INSTANCE, self._new)
         self._execute(_RETURNED_INSTANCE, self._returned)
 
-    def _execute(self, statement: Executable, rows: list[dict[str, object]]) -> None:
+    def _select(self, name: str, make: Callable[[int], ClauseElement], uids: Sequence[str]) -> CursorResult[Any]:
+        parameters: dict[str, object] = {f"uid_{number}": each for number, each in enumerate(uids)}
+        return self._prepared.run(self._connection, (name, len(uids)), lambda: make(len(uids)), [parameters])
+
+    def _execute(self, statement: ClauseElement, rows: list[dict[str, object]]) -> None:
         if rows:
-            self._connection.execute(statement, rows)
+            self._prepared.run(self._connection, statement, lambda: statement, rows)
 
 
 def _study_row(growing: _GrowingStudy, header: StudyHeader) -> dict[str, object]:
     return {
         "study_key": growing.study_key,
-        "state": growing.state,
+        "state": str(growing.state),
         "reason": "",
         "priority": 0,
         "attempts": 0,
