@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import logging
 import os
-import resource
 import select
 import socket
 import ssl
@@ -120,13 +119,11 @@ def _report(store: Store, name: str, receiver: Receiver, stop: threading.Event) 
 
 
 def _configure_process() -> None:
-    """This process's settings of pydicom and the kernel's limits."""
+    """This process's settings of pydicom."""
     # Their messages quote what peers sent, which may be PHI; the gateway logs its own.
     logging.getLogger("pynetdicom").setLevel(logging.CRITICAL)
     logging.getLogger("pydicom").setLevel(logging.CRITICAL)
     pydicom_config.settings.reading_validation_mode = pydicom_config.IGNORE
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 @dataclass(slots=True, eq=False)

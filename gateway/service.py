@@ -16,6 +16,7 @@ import json
 import logging
 import multiprocessing
 import os
+import resource
 import select
 import signal
 import socket
@@ -90,6 +91,8 @@ def serve(settings: Settings, data_dir: Path, *, announce: TextIO | None = None)
         The store cannot be opened.
     """
     server.check_certificate(settings.web)
+    _allow_many_files()
+    os.umask(0o077)  # what is kept holds PHI and secrets
     lock = _take_data_dir(data_dir)
     with ExitStack() as closing:
         closing.enter_context(lock)
@@ -118,6 +121,12 @@ def serve(settings: Settings, data_dir: Path, *, announce: TextIO | None = None)
         if first_password_file is not None:
             logger.info("log in as %s; password in %s", FIRST_ACCOUNT, first_password_file)
         supervisor.run()
+
+
+def _allow_many_files() -> None:
+    """Take as many open files as the system lets us, for all processes: every connection is one."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

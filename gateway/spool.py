@@ -109,7 +109,7 @@ class Spool:
         meta = file_meta(sop_class_uid, sop_instance_uid, transfer_syntax_uid)
         self.offset = len(meta)
         try:
-            self._descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o640)
+            self._descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         except OSError as error:
             self.failure = error
         self._write_all(memoryview(meta))

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import stat
 import threading
 from pathlib import Path
 
 import pytest
+from intake_rig import peer, small_dataset
+from running import running_gateway
 
 from gateway.service import _watch, visible_devices
 
@@ -53,3 +56,13 @@ def test_the_end_of_the_lifeline_stops_what_drains_when_nothing_is_left() -> Non
     assert stop.is_set()
     assert looks == [False, False]
     os.close(read_end)
+
+
+def test_what_is_kept_is_closed_to_others(tmp_path: Path) -> None:
+    with running_gateway(tmp_path) as gateway:
+        with peer(gateway.dicom_port) as association:
+            assert association.send_c_store(small_dataset()).Status == 0x0000
+        kept = [path for path in gateway.data_dir.rglob("*") if path.is_file()]
+        assert any(path.suffix == ".dcm" for path in kept)
+        shared = [path.name for path in kept if stat.S_IMODE(path.stat().st_mode) & 0o077]
+        assert shared == []

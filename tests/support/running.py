@@ -26,7 +26,10 @@ if TYPE_CHECKING:
     from web_site import Site
 
 PATIENCE_S = 90.0
-WITHOUT_LOG_IN = {"GATEWAY_WEB__AUTHENTICATION": "off"}
+FOR_TESTS = {
+    "GATEWAY_WEB__AUTHENTICATION": "off",
+    "GATEWAY_DISK__REFUSE_BELOW_BYTES": "50000000",  # the tests' disk may be nearly full
+}
 _pause = threading.Event()
 
 
@@ -84,7 +87,7 @@ class Gateway:
                 stdout=subprocess.PIPE,
                 stderr=log,
                 text=True,
-                env={**os.environ, **WITHOUT_LOG_IN, **self.environment},
+                env={**os.environ, **FOR_TESTS, **self.environment},
             )
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
