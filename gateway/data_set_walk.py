@@ -13,6 +13,7 @@ PS3.5 section 7.1 (data elements), 7.5 (sequences), 6.2.2 (UN), A.4 (encapsulate
 
 from __future__ import annotations
 
+import codecs
 import mmap
 import struct
 from collections.abc import Iterator, Mapping
@@ -21,7 +22,7 @@ from typing import cast
 
 from pydicom import Dataset
 from pydicom._dicom_dict import DicomDictionary
-from pydicom.charset import convert_encodings, default_encoding
+from pydicom.charset import convert_encodings, default_encoding, python_encoding
 from pydicom.dataelem import RawDataElement, empty_value_for_VR
 from pydicom.tag import BaseTag
 from pydicom.valuerep import EXPLICIT_VR_LENGTH_32, STANDARD_VR
@@ -42,6 +43,8 @@ _LENGTH_BYTES: Mapping[bytes, int] = {
 }
 """How long the length field of each VR is (PS3.5 section 7.1.2)."""
 _SEQUENCE_TAGS = frozenset(tag for tag, entry in DicomDictionary.items() if entry[0] == "SQ")
+_CHARACTER_SET_VRS = frozenset({None, b"CS", b"UN", b"LO", b"SH"})
+_NO_CHARACTER_SETS = frozenset({"idna", "punycode", "undefined", "unicode-escape", "raw-unicode-escape"})
 _OPAQUE_VRS = (None, b"UN")
 _ITEM_TAGS = (b"\xfe\xff\x00\xe0", b"\xff\xfe\xe0\x00")
 _KEPT_VALUE_BYTES = 1 << 16
@@ -126,10 +129,31 @@ def header_of(kept: Mapping[int, _Kept], encoding: Encoding) -> Dataset:
     names = named[1].decode("ascii", "replace").strip(" \0").split("\\") if named else [""]
     try:
         character_set = convert_encodings([name.strip() for name in names])
-    except LookupError:
+    except (LookupError, ValueError):  # a name with a NUL in it is a ValueError
         character_set = [default_encoding]
     header.set_original_encoding(encoding.implicit, encoding.little_endian, character_set)
     return header
+
+
+def _require_character_set(vr: bytes | None, value: bytes) -> None:
+    """Refuse a (0008,0005) *Specific Character Set* that no reader gets past.
+
+    pydicom decodes it while it reads a data set, and takes what is no defined term for the name of one of Python's
+    codecs: some of those decode no text, or take a time that grows with the square of its length.
+    """
+    if vr not in _CHARACTER_SET_VRS:
+        raise NotUnderstoodError("the Specific Character Set is not of VR CS")
+    for name in value.decode("latin-1").rstrip("\0 ").split("\\"):
+        if name.strip() in python_encoding:
+            continue
+        try:
+            codec = codecs.lookup(name.strip())
+        except LookupError:
+            continue  # pydicom falls back to its default
+        except ValueError as error:
+            raise NotUnderstoodError("the Specific Character Set is malformed") from error
+        if codec.name.replace("_", "-") in _NO_CHARACTER_SETS or not codec._is_text_encoding:
+            raise NotUnderstoodError("the Specific Character Set is no character set")
 
 
 @dataclass(slots=True, kw_only=True)
@@ -225,11 +249,9 @@ class Walk:
                     raise self._truncated(value, tag)
                 if is_sequence:
                     self._sequence(tag, value, position, element_implicit, depth + 1, delimited=False)
-                elif (
-                    length >= 8
-                    and (vr is None or vr == b"UN")
-                    and buffer[value : value + 2] in (b"\xfe\xff", b"\xff\xfe")
-                ):
+                elif tag == _SPECIFIC_CHARACTER_SET:
+                    _require_character_set(vr, buffer[value:position])
+                elif length >= 8 and vr in _OPAQUE_VRS and buffer[value : value + 4] in _ITEM_TAGS:
                     self._probe(tag, value, position, depth)
             if depth == 0:
                 if tag > self.last_tag:

@@ -303,6 +303,37 @@ def test_nesting_that_names_itself_unknown(tmp_path: Path, vr: bytes | None, tag
         inspect_bytes(tmp_path, whole[:split] + content + whole[split:], syntax)
 
 
+@pytest.mark.filterwarnings("ignore:Unknown encoding")
+@pytest.mark.parametrize(
+    ("vr", "value", "is_taken"),
+    [
+        (b"CS", b"ISO 2022 IR 6\\ISO 2022 IR 87 ", True),
+        (b"CS", b"", True),
+        (b"CS", b"no such set ", True),  # pydicom falls back to its default
+        (b"CS", b"ISO_IR 192\0\0", True),
+        (b"CS", b"ISO\0IR 192", False),
+        (b"CS", b"hex ", False),
+        (b"CS", b"unicode_escape", False),
+        (b"CS", b"punycode", False),
+        (b"FD", b"ISO_IR 192", False),
+        (b"ZZ", b"ISO_IR 192", False),
+    ],
+)
+def test_character_sets(tmp_path: Path, vr: bytes, value: bytes, is_taken: bool) -> None:
+    """pydicom reads none of what is refused: it decodes this one attribute while it reads. Nested ones too."""
+    element = struct.pack("<HH2sH", 0x0008, 0x0005, vr, len(value)) + value
+    whole = encoded(small_dataset())
+    item = struct.pack("<HHI", 0xFFFE, 0xE000, len(element)) + element
+    nested = whole.index(struct.pack("<HH2s", 0x0010, 0x0010, b"PN"))
+    sequence = struct.pack("<HH2sHI", 0x0008, 0x1140, b"SQ", 0, len(item)) + item
+    for content in (element + whole, whole[:nested] + sequence + whole[nested:]):
+        if is_taken:
+            assert attribute_values(inspect_bytes(tmp_path, content).header, "PatientID") == ("SECRET-4711",)
+        else:
+            with pytest.raises(NotUnderstoodError, match="Specific Character Set"):
+                inspect_bytes(tmp_path, content)
+
+
 def test_header_is_a_data_set(tmp_path: Path) -> None:
     """Its elements are made when they are asked for, in whatever way a data set can be asked."""
     dataset = small_dataset(SpecificCharacterSet="ISO_IR 192", PatientName="Müller", ImageType=["A", "B"])
