@@ -215,13 +215,18 @@ class Intake:
             transfer_syntax_uid=transfer_syntax_uid,
         )
 
-    def take(self, spool: Spool, peer: Peer) -> Answer:
+    def take(self, spool: Spool, peer: Peer, *, study_instance_uid: str = "") -> Answer:
         """Validate, keep and record one data set; what it returns is the answer to the peer.
 
         When it answers Success the instance is on disk and its row is committed, whatever happens next.
+
+        Parameters
+        ----------
+        study_instance_uid
+            The study that it must be of; empty: any.
         """
         try:
-            answer = self._take(spool, peer)
+            answer = self._take(spool, peer, study_instance_uid)
         except (IntakeError, StoreError, OSError) as error:
             answer = self._refuse(spool, peer, error)
         finally:
@@ -247,7 +252,7 @@ class Intake:
         with self._counting:
             self.refused += 1
 
-    def _take(self, spool: Spool, peer: Peer) -> Answer:
+    def _take(self, spool: Spool, peer: Peer, study_instance_uid: str) -> Answer:
         if spool.failure is not None:
             raise spool.failure
         inspection = inspect(spool.path, offset=spool.offset, transfer_syntax_uid=spool.transfer_syntax_uid)
@@ -257,6 +262,8 @@ class Intake:
         ):
             if told != found:
                 raise MismatchError(f"the SOP {name} UID of command and data set disagree")
+        if study_instance_uid not in ("", inspection.study_instance_uid):
+            raise MismatchError("the Study Instance UIDs of request and data set disagree")
         relative = f"instances/{spool.key[:2]}/{spool.key}.dcm"
         spool.move(self.root / relative)
         new = self._new_instance(spool, inspection, relative, peer)

@@ -34,6 +34,7 @@ from gateway.web.pages import pages_router
 from gateway.web.pictures import pictures_router
 from gateway.web.render import make_environment
 from gateway.web.security import STATIC, Guard
+from gateway.web.stow import stow_router
 
 logger = logging.getLogger(__name__)
 
@@ -130,6 +131,7 @@ def create_app(settings: Settings, data_dir: Path, store: Store, *, clock: Clock
     app.include_router(api_router(settings, store))
     app.include_router(pictures_router(ObjectFolder.in_data_dir(data_dir), store, settings.decoding))
     app.include_router(pages_router(settings, store, environment))
+    app.include_router(stow_router(settings, store, ObjectFolder.in_data_dir(data_dir).root))
     app.include_router(account_pages_router(store, accounts, environment))
     app.mount(STATIC, StaticFiles(directory=Path(__file__).parent / "static"))
     check_every_route(app)
