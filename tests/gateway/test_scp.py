@@ -509,6 +509,47 @@ def test_more_associations_than_allowed(make_receivers: Callable[..., Receivers]
     wait_until(can_associate, "a place")
 
 
+def test_more_connections_of_an_address_than_allowed(make_receivers: Callable[..., Receivers]) -> None:
+    receivers = make_receivers(overrides={"dicom.maximum_connections_per_address": 2})
+    held = [socket.create_connection(("127.0.0.1", receivers.port), timeout=20) for _ in range(2)]
+    with socket.create_connection(("127.0.0.1", receivers.port), timeout=20) as third:
+        assert third.recv(1) == b""
+    with socket.create_connection(("127.0.0.1", receivers.port), timeout=20, source_address=("127.0.0.2", 0)) as other:
+        other.settimeout(1)
+        with pytest.raises(TimeoutError):
+            other.recv(1)  # another address has a place
+    for each in held:
+        each.close()
+    wait_until(lambda: "too many connections: 127.0.0.1 refused" in receivers.log(), "the log line")
+
+
+def test_a_full_queue_refuses_before_the_data_set(make_receivers: Callable[..., Receivers]) -> None:
+    receivers = make_receivers(overrides={"dicom.longest_queue": 1})
+    with peer(receivers.port) as association:
+        assert association.send_c_store(small_dataset()).Status == 0x0000
+
+        def refused() -> bool:
+            response = association.send_c_store(small_dataset())
+            return bool(response.Status == 0xA700)
+
+        wait_until(refused, "the queue to be full")
+        assert association.send_c_store(small_dataset(PixelData=bytes(100_000))).Status == 0xA700
+    assert receivers.files("incoming") == []
+
+
+@pytest.mark.parametrize(
+    ("instance_uid", "action_type", "status"), [("1.2.840.10008.1.20.1.1", 2, 0x0123), ("1.2.3", 1, 0x0112)]
+)
+def test_what_storage_commitment_is_not_asked_for(
+    receivers: Receivers, instance_uid: str, action_type: int, status: int
+) -> None:
+    information = Dataset()
+    information.TransactionUID = generate_uid()
+    with peer(receivers.port, sop_class_uid="1.2.840.10008.1.20.1") as association:
+        response, _ = association.send_n_action(information, action_type, "1.2.840.10008.1.20.1", instance_uid)
+        assert response.Status == status
+
+
 def test_silent_peers_are_let_go(make_receivers: Callable[..., Receivers]) -> None:
     receivers = make_receivers(overrides={"dicom.network_timeout_s": 1, "dicom.association_timeout_s": 1})
     silent = socket.create_connection(("127.0.0.1", receivers.port), timeout=20)
