@@ -21,7 +21,6 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from queue import SimpleQueue
@@ -33,6 +32,7 @@ from gateway import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME, acse,
 from gateway.association import LONGEST_HELD_DATA_SET_BYTES as _HELD_BYTES
 from gateway.association import Acceptance, Association, Message, Refusal, Rejection, State
 from gateway.commitment import CommitmentService
+from gateway.connections import Connection, Share
 from gateway.contexts import (
     STORAGE_COMMITMENT_INSTANCE_UID,
     STORAGE_COMMITMENT_UID,
@@ -44,8 +44,8 @@ from gateway.disk import DiskGuard, QueueGuard
 from gateway.errors import INTAKE_STATUSES, OutOfResourcesError, StoreError
 from gateway.load import LoadBoard
 from gateway.objects import ObjectFolder
-from gateway.peers import PeerRegister, Verdict
-from gateway.settings import DicomSettings, Settings
+from gateway.peers import PeerRegister
+from gateway.settings import Settings
 from gateway.spool import PROCESSING_FAILURE, SUCCESS, Answer, Intake, Peer, Spool, make_folders, sweep
 from gateway.store import Store, open_store
 from gateway.store.intake import new_key
@@ -64,11 +64,12 @@ CHECK_S = 0.5
 CLOSE_S = 2.0
 """How long a peer may take to close a connection whose association is over (ARTIM, PS3.8 section 9.1.5)."""
 READ_BYTES = 1 << 19
+"""At a time, of a data set that streams to the spool; of anything else :data:`SMALL_READ_BYTES`."""
 SMALL_READ_BYTES = 1 << 12
 READS_A_TURN = 3
+"""Then the others have their turn."""
 SEND_BUFFER_BYTES = 1 << 16
 """Answers are short; a peer that does not read them shall not fill the kernel's memory."""
-"""Then the others have their turn."""
 ACCEPTS_A_TURN = 16
 YIELD_S = 0.004
 """How long a receiver leaves a new connection to one that has fewer."""
@@ -124,59 +125,6 @@ def _configure_process() -> None:
     logging.getLogger("pynetdicom").setLevel(logging.CRITICAL)
     logging.getLogger("pydicom").setLevel(logging.CRITICAL)
     pydicom_config.settings.reading_validation_mode = pydicom_config.IGNORE
-
-
-@dataclass(slots=True, eq=False)
-class Connection:
-    """One connected peer."""
-
-    socket: socket.socket
-    address: str
-    key: str
-    """The gateway's own name for it, for the log."""
-    association: Association
-    opened_at: float
-    heard_at: float
-    """When the last byte came or went."""
-    handshaking: bool = False
-    verdict: Verdict | None = None
-    window_began_at: float = 0.0
-    """Since when `window_bytes` of a message have come."""
-    window_bytes: int = 0
-    close_at: float | None = None
-    """The association is over: when not to wait for the peer's end any longer."""
-    events: int = _READ
-    associated: bool = False
-
-    @property
-    def peer(self) -> Peer:
-        """Who it says it is; the AE title as printable text."""
-        request = self.association.request
-        title = request.calling_ae_title if request is not None else ""
-        printable = "".join(char if " " <= char <= "~" else "?" for char in title)[:16]
-        return Peer(calling_ae_title=printable, address=self.address)
-
-
-@dataclass(slots=True)
-class Share:
-    """A receiver's share of the limits, which hold over all receivers."""
-
-    connections: int
-    connections_an_address: int
-    associations: int
-    associations_an_address: int
-
-    @classmethod
-    def of(cls, dicom: DicomSettings) -> Share:
-        def part(most: int) -> int:
-            return -(-most // dicom.receivers)
-
-        return cls(
-            part(dicom.maximum_connections),
-            part(dicom.maximum_connections_per_address),
-            part(dicom.maximum_associations),
-            part(dicom.maximum_associations_per_address),
-        )
 
 
 class Receiver:
@@ -530,7 +478,6 @@ class Receiver:
         ):
             logger.warning("association %s: too many associations; %s refused", connection.key, connection.address)
             return Rejection(result=2, source=3, reason=2)  # transient, presentation provider, local limit exceeded
-        connection.verdict = verdict
         supported = supports if verdict.may == "store" else _verification_alone
         contexts = acse.negotiate(request, supports=supported, understands=lambda each: encoding_of(each) is not None)
         self._associations += 1
@@ -539,7 +486,7 @@ class Receiver:
         accepted = sum(each.result == acse.ACCEPTED for each in contexts)
         logger.info(
             *("association %s accepted: %s at %s, %d of %d contexts", connection.key),
-            *(_name(request.calling_ae_title), connection.address, accepted, len(contexts)),
+            *(connection.peer.calling_ae_title, connection.address, accepted, len(contexts)),
         )
         pdu = acse.accept_pdu(
             request,
@@ -636,7 +583,3 @@ class Receiver:
 def _verification_alone(abstract_syntax: str) -> acse.Supported | None:
     """What a stranger may ask for."""
     return supports(abstract_syntax) if abstract_syntax == VERIFICATION_UID else None
-
-
-def _name(title: str) -> str:
-    return "".join(char if " " <= char <= "~" else "?" for char in title)[:16]
