@@ -86,7 +86,7 @@ def pydicom_file(name: str) -> Path:
 def with_own_uid(source: Path, folder: Path) -> Path:
     """A copy with a SOP Instance UID of its own: some of the files are one image in two encodings."""
     uid = str(pydicom.dcmread(source, stop_before_pixels=True).SOPInstanceUID).encode()
-    own = str(generate_uid()).encode()[-len(uid) :].lstrip(b".").ljust(len(uid), b"1")
+    own = str(generate_uid()).encode()[-len(uid) :].lstrip(b".0").ljust(len(uid), b"1")
     copy = folder / source.name
     content = source.read_bytes()
     # The deflated one has no twin.
