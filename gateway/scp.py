@@ -205,7 +205,8 @@ class Receiver:
                     self._guarded(connection, self._check, now)
         for connection in list(self._connections.values()):
             connection.association.abort("the gateway stops")
-            self._flush(connection)
+            with suppress(OSError):
+                self._flush(connection)
             self._close(connection)
         for _ in self._threads:
             self._work.put(None)
@@ -261,7 +262,11 @@ class Receiver:
                 logger.error("cannot accept connections: %s", error.strerror)
                 self._pause_listening(CHECK_S)
                 return
-            self._welcome(connected, str(address[0]).removeprefix("::ffff:"), encrypted)
+            try:
+                self._welcome(connected, str(address[0]).removeprefix("::ffff:"), encrypted)
+            except OSError as error:  # gone again
+                logger.warning("connection from %s: %s", address[0], error.strerror or error)
+                connected.close()
             if self._load.is_above_others(len(self._connections)):
                 return
 
