@@ -26,10 +26,9 @@ if TYPE_CHECKING:
     from web_site import Site
 
 PATIENCE_S = 90.0
-FOR_TESTS = {
-    "GATEWAY_WEB__AUTHENTICATION": "off",
-    "GATEWAY_DISK__REFUSE_BELOW_BYTES": "50000000",  # the tests' disk may be nearly full
-}
+WITHOUT_LOG_IN = {"GATEWAY_WEB__AUTHENTICATION": "off"}
+ON_A_FULL_DISK = {"GATEWAY_DISK__REFUSE_BELOW_BYTES": "50000000"}
+"""The machine's disk may be nearly full; for tests that say nothing of the disk themselves."""
 _pause = threading.Event()
 
 
@@ -81,13 +80,14 @@ class Gateway:
         command += ["--dicom-port", str(dicom_port), "--http-port", str(http_port)]
         if self.process is not None and self.process.stdout is not None:
             self.process.stdout.close()
+        disk = {} if "[disk]" in self.config else ON_A_FULL_DISK
         with (self.folder / "log").open("a") as log:
             self.process = subprocess.Popen(
                 command,
                 stdout=subprocess.PIPE,
                 stderr=log,
                 text=True,
-                env={**os.environ, **FOR_TESTS, **self.environment},
+                env={**os.environ, **WITHOUT_LOG_IN, **disk, **self.environment},
             )
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
