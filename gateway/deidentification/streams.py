@@ -161,6 +161,8 @@ def clean_jpeg_2000(stream: memoryview) -> Pieces:
         if marker == 0xFF93:  # start of data: on to the next tile-part
             if tile_length == 0:  # the last tile-part runs to the end of the codestream
                 return kept.finish(_end_of_codestream(stream, position))
+            if tile_start + tile_length < position + 2:
+                raise DeidentificationError("a JPEG 2000 tile-part ends inside its header")
             position = tile_start + tile_length
             continue
         if marker < 0xFF50 or position + 2 + length > len(stream) or length < 2:

@@ -49,7 +49,7 @@ SYNTAXES = (
 )
 """The first byte of a data set's case chooses among these."""
 CORPUS = Path(__file__).resolve().parents[1] / "fuzz" / "corpus"
-OPEN = {"jpeg_2000_tile_part_without_end": "gateway/deidentification/streams.py: clean_jpeg_2000 goes round for ever"}
+OPEN: dict[str, str] = {}
 """Kept cases that are findings still, and where; they are no seeds, since their changes would be findings as well."""
 KEYWORDS = ("PatientName", "PatientID", "StudyDate", "Modality", "ImageType", "Rows", "NumberOfFrames", "PixelSpacing")
 LONGEST_CASE_S = 4
