@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Annotated
@@ -22,6 +23,7 @@ from fastapi import APIRouter, Depends, HTTPException, Request
 from fastapi.responses import Response
 from starlette.requests import ClientDisconnect
 
+from gateway.contexts import may_be_stored
 from gateway.disk import DiskGuard, QueueGuard
 from gateway.errors import INTAKE_STATUSES, IntakeError, NotUnderstoodError, OutOfResourcesError
 from gateway.multipart import MediaType, MultipartError, MultipartReader, TooManyPartsError
@@ -32,18 +34,24 @@ from gateway.spool import SUCCESS, Intake, Peer, Spool, make_folders
 from gateway.store import Store
 from gateway.validate import UID_PATTERN, encoding_of
 from gateway.web.access import Caller, require
+from gateway.web.limits import address_key
 from gateway.web.store_response import Outcome, choose_media_type, encode, http_status
 
 logger = logging.getLogger(__name__)
 
 DICOM = "application/dicom"
-MOST_UPLOADS = 16
+MOST_UPLOADS = 32
+MOST_UPLOADS_PER_CALLER = 8
+"""So that one that stalls in all its places leaves some to the others."""
 THREADS = 4
 RETRY_AFTER_S = 30
+CLOSE = {"Connection": "close"}
+"""To a client that stalls; else its connection would stay for the rest of the body."""
 COST = 0.1
 """Of the caller's rate: a sender of single instances makes many requests."""
+SOP_CLASS_NOT_SUPPORTED = 0x0122
 TRANSFER_SYNTAX_NOT_SUPPORTED = 0xC122
-"""PS3.18 Table I.2-2."""
+"""PS3.18 Table I.2-2, as the one before."""
 _OUT_OF_RESOURCES = INTAKE_STATUSES[OutOfResourcesError]
 _NOT_UNDERSTOOD = INTAKE_STATUSES[NotUnderstoodError]
 
@@ -90,6 +98,8 @@ class Upload:
         reason = self._disk.refusal()
         if reason is not None:
             self._fail(_OUT_OF_RESOURCES, reason, **names)
+        elif head.sop_class_uid and not may_be_stored(head.sop_class_uid):
+            self._fail(SOP_CLASS_NOT_SUPPORTED, "a SOP class of another service than storage", **names)
         elif encoding_of(head.transfer_syntax_uid) is None:
             self._fail(TRANSFER_SYNTAX_NOT_SUPPORTED, "a transfer syntax that is not known", **names)
         else:
@@ -116,7 +126,19 @@ class Upload:
                     message=answer.reason,
                 )
             )
-        self._head = None
+        self._head, self._failure = None, None
+
+    def cut_short(self, status: int, message: str) -> None:
+        """The part that is under way, if one is, never becomes whole: it failed."""
+        if self._spool is not None:
+            whose = self._spool
+            self._fail(status, message, sop_class_uid=whose.sop_class_uid, sop_instance_uid=whose.sop_instance_uid)
+        elif self._head is not None and self._failure is None:
+            self._fail(status, message)
+        if self._failure is not None:
+            self.outcomes.append(self._failure)
+        self._head, self._failure = None, None
+        self.discard()
 
     def discard(self) -> None:
         """Drop the part that is not whole."""
@@ -140,7 +162,7 @@ class StowService:
         self.disk = DiskGuard(objects, settings.disk)
         self.queue = QueueGuard(store, settings.dicom.longest_queue)
         self._settings = settings
-        self._uploads = 0
+        self._uploads: Counter[str] = Counter()
         self._threads: CapacityLimiter | None = None
 
     async def store(self, request: Request, caller: Caller, study_instance_uid: str) -> Response:
@@ -151,17 +173,18 @@ class StowService:
         if study_instance_uid and UID_PATTERN.match(study_instance_uid) is None:
             raise HTTPException(400, "the Study Instance UID of the path is no UID")
         content = MediaType.parse(request.headers.get("content-type", ""))
-        self._may_begin(request)
+        place = caller.actor if caller.kind == "token" else address_key(caller.address)
+        self._may_begin(request, place)
         if self._threads is None:
             self._threads = CapacityLimiter(THREADS)  # needs a running event loop
         peer = Peer(calling_ae_title="STOW-RS", address=caller.address)
         upload = Upload(self.intake, self.disk, peer, study_instance_uid)
-        self._uploads += 1
+        self._uploads[place] += 1
         refused = 0
         try:
             refused = await self._read(request, content, upload, self._threads)
         finally:
-            self._uploads -= 1
+            self._uploads -= Counter({place: 1})  # keeps no zeros
             upload.discard()
         status = http_status(upload.outcomes, refused=refused)
         failed = [each for each in upload.outcomes if not each.is_stored]
@@ -170,18 +193,21 @@ class StowService:
             *(len(upload.outcomes) - len(failed), len(failed), status),
         )
         headers = {"Retry-After": str(RETRY_AFTER_S)} if status == 503 else {}
+        if refused == 408:
+            headers |= CLOSE
         if failed:
             headers["Warning"] = f'299 gateway "{failed[0].message[:200]}"'.encode("ascii", "replace").decode()
         return Response(encode(upload.outcomes, media_type), status, headers, media_type)
 
-    def _may_begin(self, request: Request) -> None:
+    def _may_begin(self, request: Request, place: str) -> None:
         """Refuse before anything is read what cannot be taken."""
         limit = self._settings.web.maximum_upload_bytes
         declared = request.headers.get("content-length", "")
         if declared.isdigit() and int(declared) > limit:
             raise HTTPException(413, f"at most {limit} bytes a request")
         reason = self.disk.refusal() or self.queue.refusal()
-        if reason is None and self._uploads >= MOST_UPLOADS:
+        full = self._uploads.total() >= MOST_UPLOADS or self._uploads[place] >= MOST_UPLOADS_PER_CALLER
+        if reason is None and full:
             reason = "too many uploads at once"
         if reason is not None:
             raise HTTPException(503, reason, {"Retry-After": str(RETRY_AFTER_S)})
@@ -216,7 +242,8 @@ class StowService:
     def _refuse(self, upload: Upload, status: int, reason: str) -> int:
         logger.warning("STOW-RS: refused with %d: %s", status, reason)
         if not upload.outcomes:
-            raise HTTPException(status, reason)
+            raise HTTPException(status, reason, CLOSE if status == 408 else None)
+        upload.cut_short(_OUT_OF_RESOURCES if status == 413 else _NOT_UNDERSTOOD, reason)
         return status
 
     async def _pieces(self, request: Request) -> AsyncIterator[bytes]:

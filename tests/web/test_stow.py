@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import signal
 import socket
 import time
 from collections.abc import Iterator
@@ -15,6 +17,7 @@ import httpx
 import pytest
 from dicomweb_client import DICOMwebClient
 from intake_rig import data_set_bytes, memory_bytes, small_dataset
+from photographs import drawn_jpeg, op_dataset
 from pydicom import Dataset
 from pydicom.filewriter import dcmwrite
 from pydicom.uid import generate_uid
@@ -116,6 +119,38 @@ def test_some_stored_and_some_not(gateway: Gateway, client: httpx.Client) -> Non
     assert any("truncated" in row.reason for row in rows(gateway, quarantine))
 
 
+def test_a_part_that_is_cut_short_is_among_the_failures(client: httpx.Client) -> None:
+    good, cut = small_dataset(), small_dataset(PixelData=bytes(60_000))
+    answer = post(client, related(part10(good), part10(cut))[:-5_000])
+    assert answer.status_code == 202
+    found = module(answer)
+    assert [each.ReferencedSOPInstanceUID for each in found.ReferencedSOPSequence] == [good.SOPInstanceUID]
+    failed = [(each.ReferencedSOPInstanceUID, each.FailureReason) for each in found.FailedSOPSequence]
+    assert failed == [(cut.SOPInstanceUID, 0xC000)]
+
+
+@pytest.mark.parametrize(
+    ("attribute", "value", "reason"),
+    [
+        ("MediaStorageSOPClassUID", "1.2.840.10008.1.1", 0x0122),  # Verification
+        ("TransferSyntaxUID", "1.2.840.10008.1.2.77", 0xC122),
+    ],
+)
+def test_what_no_association_would_accept(client: httpx.Client, attribute: str, value: str, reason: int) -> None:
+    dataset = small_dataset()
+    content = part10(dataset)
+    was = str(dataset.file_meta[attribute].value)
+    # In place, at the same length, so that nothing else of the file changes: the UIDs are padded with NUL.
+    length = len(was) + len(was) % 2
+    assert len(value) <= length
+    changed = content.replace(was.encode().ljust(length, b"\0"), value.encode().ljust(length, b"\0"), 1)
+    assert changed != content
+    answer = post(client, related(changed))
+    assert answer.status_code == 409
+    (failed,) = module(answer).FailedSOPSequence
+    assert (failed.ReferencedSOPInstanceUID, failed.FailureReason) == (dataset.SOPInstanceUID, reason)
+
+
 def test_the_study_of_the_path_must_be_the_instances(client: httpx.Client) -> None:
     dataset = small_dataset()
     path = f"/dicom-web/studies/{dataset.StudyInstanceUID}"
@@ -196,8 +231,9 @@ def incoming(gateway: Gateway) -> list[Path]:
     return list((gateway.data_dir / "objects" / "incoming").iterdir())
 
 
-def begin_upload(gateway: Gateway) -> socket.socket:
-    connection = socket.create_connection(("127.0.0.1", gateway.where["http_port"]), timeout=30)
+def begin_upload(gateway: Gateway, source: str = "127.0.0.1") -> socket.socket:
+    where = ("127.0.0.1", gateway.where["http_port"])
+    connection = socket.create_connection(where, timeout=30, source_address=(source, 0))
     head = (
         f"POST /dicom-web/studies HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: {RELATED}\r\nContent-Length: 999999\r\n"
     )
@@ -216,7 +252,60 @@ def test_a_client_that_stalls_is_let_go(gateway: Gateway) -> None:
         began = time.monotonic()
         assert connection.recv(100).startswith(b"HTTP/1.1 408")
         assert time.monotonic() - began < 20
+        while connection.recv(4096):  # and then the connection ends
+            pass
     wait_until(lambda: not incoming(gateway), "the spool to go")
+
+
+def test_who_stalls_in_all_places_leaves_some_to_others(gateway: Gateway, client: httpx.Client) -> None:
+    stalled = [begin_upload(gateway, "127.0.0.2") for _ in range(8)]
+    try:
+        wait_until(lambda: len(incoming(gateway)) == 8, "eight spools")
+        with begin_connection_of(gateway, "127.0.0.2") as one_more:
+            answer = post(one_more, related(part10(small_dataset())))
+            assert (answer.status_code, answer.headers["Retry-After"]) == (503, "30")
+        assert post(client, related(part10(small_dataset()))).status_code == 200
+    finally:
+        for connection in stalled:
+            connection.close()
+    wait_until(lambda: not incoming(gateway), "the spools to go")
+
+
+def begin_connection_of(gateway: Gateway, source: str) -> httpx.Client:
+    return httpx.Client(base_url=gateway.where["url"], timeout=30, transport=httpx.HTTPTransport(local_address=source))
+
+
+def test_a_killed_process_leaves_nothing_half_written(tmp_path: Path) -> None:
+    with running_gateway(tmp_path / "killed", CONFIG) as gateway:
+        wait_until(lambda: gateway.get("health"), "the gateway")
+        with begin_upload(gateway):
+            os.kill(gateway.pids()["web"], signal.SIGKILL)
+        assert gateway.stop() == 0
+        assert not rows(gateway) and not rows(gateway, quarantine)
+        gateway.start()
+        assert not incoming(gateway)
+        assert not [path for path in (gateway.data_dir / "objects" / "instances").rglob("*") if path.is_file()]
+
+
+def test_a_fundus_photograph_is_judged(gateway: Gateway, client: httpx.Client) -> None:
+    dataset = op_dataset(drawn_jpeg())
+    answer = client.post(
+        f"/dicom-web/studies/{dataset.StudyInstanceUID}",
+        content=part10(dataset),
+        headers={"Content-Type": "application/dicom"},
+    )
+    assert answer.status_code == 200, answer.text
+
+    def finished() -> dict[str, Any] | None:
+        for study in gateway.studies():
+            under_way = study["state"] in ("receiving", "queued", "processing")
+            if study["study_instance_uid"] == dataset.StudyInstanceUID and not under_way:
+                return study
+        return None
+
+    study = wait_until(finished, "the photograph to be judged")
+    assert study["state"] == "judged", study["reason"]
+    assert [each["model_name"] for each in study["predictions"]] == ["retinopathy"]
 
 
 def test_who_may_store(tmp_path: Path) -> None:
