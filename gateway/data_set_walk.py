@@ -203,6 +203,10 @@ class Walk:
             self._implicit.unpack_from,
             self._long.unpack_from,
         )
+        if end - position >= 6 and not (depth and implicit):
+            # As pydicom does: the first element tells how all of a data set, or of an item, is encoded, whatever the
+            # transfer syntax says; what would be read later in another way must not be walked in this one.
+            implicit = not (0x40 < buffer[position + 4] < 0x5B and 0x40 < buffer[position + 5] < 0x5B)
         tag, vr, width = 0, None, 0
         while position < end:
             start = position

@@ -30,6 +30,7 @@ from small_objects import every_object
 from gateway.content_elements import LAST_ELEMENTS, PIXEL_DATA
 from gateway.errors import NotUnderstoodError
 from gateway.routing import attribute_values
+from gateway.spool import file_meta
 from gateway.validate import Limits, encoding_of, inspect
 
 # Why the gateway does not take some of pydicom's own test files.
@@ -231,6 +232,24 @@ def test_un_of_undefined_length_is_implicit_inside(tmp_path: Path) -> None:
         + struct.pack("<HHI", 0xFFFE, 0xE0DD, 0)
     )
     assert inspect_bytes(tmp_path, whole[:split] + unknown + whole[split:])
+
+
+@pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, ImplicitVRLittleEndian])
+@pytest.mark.filterwarnings("ignore:Expected")
+def test_the_first_element_tells_the_encoding(tmp_path: Path, syntax: str) -> None:
+    """As in pydicom, which reads the object later: a walk that sees other elements vouches for nothing."""
+    other = ImplicitVRLittleEndian if syntax == ExplicitVRLittleEndian else ExplicitVRLittleEndian
+    dataset = rich_dataset(other)
+    content = encoded(dataset)
+    found = inspect_bytes(tmp_path, content, syntax)
+    assert found.header.PatientName == dataset.PatientName
+    path = tmp_path / "whole.dcm"
+    path.write_bytes(file_meta(dataset.SOPClassUID, dataset.SOPInstanceUID, str(syntax)) + content)
+    assert pydicom.dcmread(path).PatientName == dataset.PatientName
+    first = encoded(small_dataset(SpecificCharacterSet="ISO_IR 100"))
+    foreign = struct.pack("<HHI", 0x0008, 0x0001, 4) + bytes(4)
+    with pytest.raises(NotUnderstoodError):
+        inspect_bytes(tmp_path, foreign + first, ExplicitVRLittleEndian)
 
 
 def test_limits(tmp_path: Path) -> None:
