@@ -79,7 +79,8 @@ class ReceivedInstance:
         """
         try:
             return cast(Dataset, pydicom.dcmread(self.path, stop_before_pixels=not pixels))
-        except (OSError, InvalidDicomError, RecursionError) as error:
+        # ValueError and NotImplementedError: pydicom's on values of a wrong length or an unknown VR.
+        except (OSError, InvalidDicomError, RecursionError, ValueError, NotImplementedError) as error:
             raise UnreadableError(f"image {self.instance_key} cannot be read: {type(error).__name__}") from error
 
 
