@@ -195,7 +195,7 @@ class Receiver:
                 self._stop_listening()
             if stop_at is not None and (now >= stop_at or not self._associations):
                 break
-            self._turn(min(0.0 if self._readable_still else CHECK_S, CHECK_S), now)
+            self._turn(0.0 if self._readable_still else CHECK_S, now)
             now = time.monotonic()
             if self._listen_again_at is not None and now >= self._listen_again_at and stop_at is None:
                 self._listen_again()
@@ -248,9 +248,9 @@ class Receiver:
 
     # --- accepting ------------------------------------------------------------------------------------------------
 
-    def _accept(self, descriptor: int) -> None:
+    def _accept(self, descriptor: int, *, has_yielded: bool = False) -> None:
         listener, encrypted = self._listeners[descriptor]
-        if self._listen_again_at is None and self._load.is_above_others(len(self._connections)):
+        if not has_yielded and self._load.is_above_others(len(self._connections)):
             self._pause_listening(YIELD_S)
             return
         for _ in range(ACCEPTS_A_TURN):
@@ -313,9 +313,9 @@ class Receiver:
         for descriptor in self._listeners:
             with suppress(FileExistsError):
                 self._poll.register(descriptor, _READ | select.EPOLLEXCLUSIVE)
-        for descriptor in self._listeners:
-            self._accept(descriptor)
         self._listen_again_at = None
+        for descriptor in self._listeners:
+            self._accept(descriptor, has_yielded=True)  # which may pause again
 
     def _stop_listening(self) -> None:
         self._pause_listening(0)

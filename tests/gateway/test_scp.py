@@ -523,6 +523,24 @@ def test_more_connections_of_an_address_than_allowed(make_receivers: Callable[..
     wait_until(lambda: "too many connections: 127.0.0.1 refused" in receivers.log(), "the log line")
 
 
+def test_a_receiver_without_descriptors_listens_again(make_receivers: Callable[..., Receivers]) -> None:
+    receivers = make_receivers()
+    with peer(receivers.port) as association:
+        assert association.send_c_store(small_dataset()).Status == 0x0000
+    pid = receivers.processes["receiver-0"].pid or 0
+    before = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+    open_now = len(list(Path(f"/proc/{pid}/fd").iterdir()))
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (open_now + 2, before[1]))
+    waiting = [socket.create_connection(("127.0.0.1", receivers.port), timeout=20) for _ in range(30)]
+    # More than one pause: also what fails while it listens again is tried again.
+    wait_until(lambda: receivers.log().count("cannot accept connections") >= 3, "it to run out of descriptors")
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, before)
+    for each in waiting:
+        each.close()
+    with peer(receivers.port) as association:
+        assert association.send_c_store(small_dataset()).Status == 0x0000
+
+
 def test_a_full_queue_refuses_before_the_data_set(make_receivers: Callable[..., Receivers]) -> None:
     receivers = make_receivers(overrides={"dicom.longest_queue": 1})
     with peer(receivers.port) as association:
