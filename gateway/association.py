@@ -26,6 +26,7 @@ from typing import Protocol
 from gateway import acse, dimse
 from gateway.acse import ProtocolError
 from gateway.dimse import Command
+from gateway.errors import INTAKE_STATUSES, NotUnderstoodError
 from gateway.spool import Spool
 
 LONGEST_HELD_DATA_SET_BYTES = 1 << 20
@@ -385,7 +386,7 @@ class Association:
             return Refusal(status=dimse.SUCCESS)
         if command.command_field == dimse.C_STORE_RQ:
             if not command.has_data_set:
-                return Refusal(status=dimse.CANNOT_UNDERSTAND, comment="a C-STORE without a data set")
+                return Refusal(status=INTAKE_STATUSES[NotUnderstoodError], comment="a C-STORE without a data set")
             opened = self._host.open(self, context, command)
             if isinstance(opened, Refusal):
                 return opened

@@ -33,6 +33,13 @@ from pydicom.uid import (
     ImplicitVRLittleEndian,
 )
 
+from gateway.dimse import (
+    INVALID_ARGUMENT_VALUE,
+    NO_SUCH_EVENT_TYPE,
+    PROCESSING_FAILURE,
+    RESOURCE_LIMITATION,
+    SUCCESS,
+)
 from gateway.errors import StoreError
 from gateway.peers import PeerRegister, quoted
 from gateway.settings import Settings
@@ -41,13 +48,6 @@ from gateway.store import Store
 from gateway.store.commitment import Entry, Reference, enter_request, find_asked, settle
 
 logger = logging.getLogger(__name__)
-
-# PS3.7 section 10.1.4.1.10 and Annex C
-SUCCESS = 0x0000
-PROCESSING_FAILURE = 0x0110
-NO_SUCH_EVENT_TYPE = 0x0113
-INVALID_ARGUMENT_VALUE = 0x0115
-RESOURCE_LIMITATION = 0x0213
 
 ALL_COMMITTED = 1
 """Event Type ID: PS3.4 J.3.3.1.1, Storage Commitment Request Successful."""
@@ -63,8 +63,6 @@ FAILURE_REASONS: Mapping[int, str] = {
     0x0131: "duplicate transaction UID",
 }
 """PS3.3 C.14.1.1, (0008,1197) *Failure Reason*."""
-NO_SUCH_OBJECT_INSTANCE = 0x0112
-CLASS_INSTANCE_CONFLICT = 0x0119
 
 LONGEST_BYTES = 4 << 20
 LONGEST_INFLATED_BYTES = 16 << 20

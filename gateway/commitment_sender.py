@@ -14,6 +14,7 @@ import hashlib
 import logging
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -33,16 +34,14 @@ from pynetdicom.sop_class import StorageCommitmentPushModel, StorageCommitmentPu
 
 from gateway.commitment import (
     ALL_COMMITTED,
-    CLASS_INSTANCE_CONFLICT,
     FAILURES_EXIST,
-    NO_SUCH_OBJECT_INSTANCE,
-    PROCESSING_FAILURE,
-    SUCCESS,
     CommitmentService,
     action_information,
     event_information,
 )
-from gateway.errors import DeliveryError, StoreError
+from gateway.dimse import CLASS_INSTANCE_CONFLICT, NO_SUCH_INSTANCE, PROCESSING_FAILURE, SUCCESS
+from gateway.errors import DeliveryError
+from gateway.rounds import doubling_delay, keep_working, unless_too_late
 from gateway.send import Address, Timeouts, association_with, is_accepted
 from gateway.settings import CommitmentSettings, Destination, KnownPeer, Settings
 from gateway.spool import Peer
@@ -92,7 +91,7 @@ def loops(
 
 
 @dataclass(slots=True, kw_only=True)
-class CommitmentLoop:
+class CommitmentLoop(ABC):
     """Works for one partner until told to stop."""
 
     store: Store
@@ -102,24 +101,17 @@ class CommitmentLoop:
     timeouts: Timeouts | None = None
 
     @property
+    @abstractmethod
     def name(self) -> str:
         """Of its thread."""
-        raise NotImplementedError
 
     def run(self) -> None:
         """Do what is due, until told to stop."""
-        while not self.stop.is_set():
-            try:
-                worked = self.round()
-            except StoreError as error:
-                logger.error("%s", error)
-                worked = False
-            if not worked:
-                self.stop.wait(POLL_S)
+        keep_working(self.round, self.stop, poll_s=POLL_S)
 
+    @abstractmethod
     def round(self) -> bool:
         """Do what is due now; false when nothing was."""
-        raise NotImplementedError
 
     def _failed(self, transaction: Transaction, error: DeliveryError, what: str) -> None:
         again_at = next_try(transaction, self.clock(), self.settings.commitment)
@@ -132,9 +124,8 @@ class CommitmentLoop:
 
 def next_try(transaction: Transaction, now: datetime, settings: CommitmentSettings) -> datetime | None:
     """When to try again after a failure at `now`; ``None``: never."""
-    delay_s = min(settings.first_delay_s * 2 ** min(transaction.attempts, 32), settings.longest_delay_s)
-    again_at = now + timedelta(seconds=delay_s)
-    return again_at if again_at <= transaction.created_at + timedelta(seconds=settings.give_up_after_s) else None
+    delay = doubling_delay(transaction.attempts, first_s=settings.first_delay_s, longest_s=settings.longest_delay_s)
+    return unless_too_late(now + delay, transaction.created_at, give_up_after_s=settings.give_up_after_s)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -217,7 +208,7 @@ def verdict(
     for each in references:
         stored = known.get(each.sop_instance_uid)
         if stored is None or stored.removed:
-            failed.append((each, NO_SUCH_OBJECT_INSTANCE))
+            failed.append((each, NO_SUCH_INSTANCE))
         elif stored.sop_class_uid != each.sop_class_uid:
             failed.append((each, CLASS_INSTANCE_CONFLICT))
         elif not is_whole(objects, stored):

@@ -20,7 +20,7 @@ from gateway.errors import StoreError
 from gateway.settings import DiskSettings
 from gateway.store import Store
 from gateway.store.schema import study
-from gateway.study import StudyState
+from gateway.study import UNFINISHED
 
 DISK_LOOK_S = 0.2
 """How long one look at the file system serves."""
@@ -35,8 +35,6 @@ QUEUE_RECOVERY_FRACTION = 0.05
 EXPIRE_BELOW_FILES = 100_000
 REFUSE_BELOW_FILES = 10_000
 """Inodes run out as bytes do; the marks are the fractions of the settings, or these where they are smaller."""
-
-UNFINISHED = (StudyState.RECEIVING, StudyState.QUEUED, StudyState.PROCESSING)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

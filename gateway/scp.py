@@ -46,7 +46,7 @@ from gateway.load import LoadBoard
 from gateway.objects import ObjectFolder
 from gateway.peers import PeerRegister
 from gateway.settings import Settings
-from gateway.spool import PROCESSING_FAILURE, SUCCESS, Answer, Intake, Peer, Spool, make_folders, sweep
+from gateway.spool import Answer, Intake, Peer, Spool, make_folders, sweep
 from gateway.store import Store, open_store
 from gateway.store.intake import new_key
 from gateway.store.monitoring import report_process
@@ -560,7 +560,7 @@ class Receiver:
                 answer = self._answer(peer, message)
             except Exception as error:  # the association handler: a peer gets an answer, whatever went wrong here
                 logger.exception("association %s: could not answer", connection.key)
-                answer = Answer(status=PROCESSING_FAILURE, instance_key="", reason=type(error).__name__)
+                answer = Answer(status=dimse.PROCESSING_FAILURE, instance_key="", reason=type(error).__name__)
                 if message.spool is not None:
                     message.spool.discard()
             self._done.append((connection, message, answer))
@@ -574,7 +574,7 @@ class Receiver:
             status = self._commitment.request(message.data_set, syntax, peer)
         else:
             status = self._commitment.report(message.data_set, syntax, command.type_id, peer)
-        return Answer(status=status, instance_key="", reason="" if status == SUCCESS else "see the gateway's log")
+        return Answer(status=status, instance_key="", reason="" if status == dimse.SUCCESS else "see the gateway's log")
 
     def _on_answer(self, connection: Connection, message: Message, answer: Answer) -> None:
         if connection.socket.fileno() < 0:

@@ -25,6 +25,7 @@ from pynetdicom.association import Association
 
 from gateway import commitment_sender
 from gateway.errors import DeliveryError, StoreError
+from gateway.rounds import doubling_delay, keep_working, unless_too_late
 from gateway.send import Address, Timeouts, association_with, contexts_for, is_accepted, send_one, uncompressed
 from gateway.settings import Destination, SenderSettings, Settings, TlsSettings
 from gateway.store import Store, open_store
@@ -95,10 +96,10 @@ def next_attempt(delivery: Delivery, now: datetime, settings: SenderSettings) ->
     if tries < settings.quick_tries:
         delay = timedelta(seconds=QUICK_DELAY_S)
     else:
-        doublings = min(tries - settings.quick_tries, 32)
-        delay = timedelta(seconds=min(settings.first_delay_s * 2**doublings, settings.longest_delay_s))
-    give_up_at = delivery.created_at + timedelta(seconds=settings.give_up_after_s)
-    return now + delay if now + delay <= give_up_at else None
+        delay = doubling_delay(
+            tries - settings.quick_tries, first_s=settings.first_delay_s, longest_s=settings.longest_delay_s
+        )
+    return unless_too_late(now + delay, delivery.created_at, give_up_after_s=settings.give_up_after_s)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -120,14 +121,7 @@ class Courier:
 
     def run(self) -> None:
         """Deliver what is due, until told to stop."""
-        while not self.stop.is_set():
-            try:
-                worked = self.round()
-            except StoreError as error:
-                logger.error("%s", error)
-                worked = False
-            if not worked:
-                self.stop.wait(POLL_S)
+        keep_working(self.round, self.stop, poll_s=POLL_S)
 
     def round(self) -> bool:
         """Deliver what is due now over one association; false when nothing was.

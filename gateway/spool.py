@@ -26,6 +26,7 @@ from pydicom import Dataset
 from sqlalchemy import select
 
 from gateway import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME, completion
+from gateway.dimse import SUCCESS
 from gateway.errors import (
     INTAKE_STATUSES,
     IntakeError,
@@ -52,10 +53,6 @@ from gateway.validate import Inspection, inspect
 
 logger = logging.getLogger(__name__)
 
-
-SUCCESS = 0x0000
-PROCESSING_FAILURE = 0x0110
-"""PS3.7 section 9.1.1.1.9: an error inside the gateway; nothing was stored."""
 
 _FLUSH_BYTES = 8 << 20
 _ADMIT_TRIES = 3
@@ -236,7 +233,6 @@ class Intake:
                 self.stored += 1
         else:
             self.count_refused()
-        if answer.status != SUCCESS:
             logger.warning(
                 "refused %s from %s at %s with 0x%04X: %s",
                 answer.instance_key,

@@ -52,6 +52,9 @@ TRANSITIONS: Mapping[StudyState, frozenset[StudyState]] = {
 }
 """What may follow what. An image that arrives late takes a study back to RECEIVING."""
 
+UNFINISHED = (StudyState.RECEIVING, StudyState.QUEUED, StudyState.PROCESSING)
+"""Not judged yet."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReceivedInstance:

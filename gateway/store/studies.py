@@ -12,7 +12,7 @@ from sqlalchemy import Connection, select, update
 from gateway.errors import StoreError, TransitionError
 from gateway.store.engine import Store
 from gateway.store.schema import delivery, instance, study
-from gateway.study import TRANSITIONS, ReceivedInstance, Study, StudyState
+from gateway.study import TRANSITIONS, UNFINISHED, ReceivedInstance, Study, StudyState
 
 EXPIRED = "the images have expired"
 
@@ -185,9 +185,8 @@ def give_back(store: Store, study_key: str, *, to: StudyState, reason: str, now:
 
 def unfinished_work(store: Store, now: datetime) -> bool:
     """Whether a study still waits to be judged, or a delivery for its first tries."""
-    waiting = (StudyState.RECEIVING, StudyState.QUEUED, StudyState.PROCESSING)
     with store.read() as connection:
-        studies = connection.execute(select(study.c.study_key).where(study.c.state.in_(waiting)).limit(1)).first()
+        studies = connection.execute(select(study.c.study_key).where(study.c.state.in_(UNFINISHED)).limit(1)).first()
         due = (delivery.c.state == "pending") & (delivery.c.next_attempt_at <= now)
         return (
             studies is not None

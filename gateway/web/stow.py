@@ -24,13 +24,14 @@ from fastapi.responses import Response
 from starlette.requests import ClientDisconnect
 
 from gateway.contexts import may_be_stored
+from gateway.dimse import SOP_CLASS_NOT_SUPPORTED, SUCCESS
 from gateway.disk import DiskGuard, QueueGuard
 from gateway.errors import INTAKE_STATUSES, IntakeError, NotUnderstoodError, OutOfResourcesError
 from gateway.multipart import MediaType, MultipartError, MultipartReader, TooManyPartsError
 from gateway.part10 import HeadReader
 from gateway.roles import Permission
 from gateway.settings import DicomSettings, Settings
-from gateway.spool import SUCCESS, Intake, Peer, Spool, make_folders
+from gateway.spool import Intake, Peer, Spool, make_folders
 from gateway.store import Store
 from gateway.validate import UID_PATTERN, encoding_of
 from gateway.web.access import Caller, require
@@ -49,9 +50,8 @@ CLOSE = {"Connection": "close"}
 """To a client that stalls; else its connection would stay for the rest of the body."""
 COST = 0.1
 """Of the caller's rate: a sender of single instances makes many requests."""
-SOP_CLASS_NOT_SUPPORTED = 0x0122
 TRANSFER_SYNTAX_NOT_SUPPORTED = 0xC122
-"""PS3.18 Table I.2-2, as the one before."""
+"""PS3.18 Table I.2-2."""
 _OUT_OF_RESOURCES = INTAKE_STATUSES[OutOfResourcesError]
 _NOT_UNDERSTOOD = INTAKE_STATUSES[NotUnderstoodError]
 
