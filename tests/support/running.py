@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
 from gateway.store import open_store
@@ -109,6 +110,13 @@ class Gateway:
     def get(self, path: str) -> Any:
         with urlopen(f"{self.where['url']}{path.lstrip('/')}", timeout=10) as answer:
             return json.load(answer)
+
+    def is_healthy(self) -> bool:
+        """Whether every process has reported; while it starts, some have not, and the answer is 503."""
+        try:
+            return bool(self.get("health")["status"] == "ok")
+        except HTTPError:
+            return False
 
     def text(self, path: str) -> str:
         with urlopen(f"{self.where['url']}{path.lstrip('/')}", timeout=10) as answer:

@@ -40,7 +40,7 @@ RELATED = f'multipart/related; type="application/dicom"; boundary={BOUNDARY}'
 @pytest.fixture(scope="module")
 def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
     with running_gateway(tmp_path_factory.mktemp("stow"), CONFIG) as running:
-        wait_until(lambda: running.get("health"), "the gateway")
+        wait_until(running.is_healthy, "the gateway")
         yield running
 
 
@@ -277,7 +277,7 @@ def begin_connection_of(gateway: Gateway, source: str) -> httpx.Client:
 
 def test_a_killed_process_leaves_nothing_half_written(tmp_path: Path) -> None:
     with running_gateway(tmp_path / "killed", CONFIG) as gateway:
-        wait_until(lambda: gateway.get("health"), "the gateway")
+        wait_until(gateway.is_healthy, "the gateway")
         with begin_upload(gateway):
             os.kill(gateway.pids()["web"], signal.SIGKILL)
         assert gateway.stop() == 0
@@ -312,7 +312,7 @@ def test_who_may_store(tmp_path: Path) -> None:
     """A token of role sender stores and does nothing else; nobody and a viewer do not store."""
     with running_gateway(tmp_path, environment={"GATEWAY_WEB__AUTHENTICATION": "on"}) as gateway:
         url = gateway.where["url"]
-        wait_until(lambda: gateway.get("health"), "the gateway")
+        wait_until(gateway.is_healthy, "the gateway")
         secrets = {}
         for role in ("sender", "viewer"):
             done = gateway.command(
