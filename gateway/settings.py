@@ -18,6 +18,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydicom.datadict import tag_for_keyword
 
+from gateway.deidentification.options import DeidentificationProfile, Option, profile_from
 from gateway.errors import SettingsError
 
 ENVIRONMENT_PREFIX = "GATEWAY_"
@@ -200,6 +201,44 @@ class DecodingSettings(_Section):
     time_s: float = Field(gt=0)
 
 
+class SafePrivateAttribute(_Section):
+    """A private attribute that the site declares free of PHI."""
+
+    creator: str = Field(min_length=1, max_length=64)
+    group: int
+    element: int
+
+
+class DeidentificationSettings(_Section):
+    """How objects are de-identified before a model or a monitor sees them, and the key of all pseudonyms."""
+
+    options: tuple[Option, ...]
+    safe_private: tuple[SafePrivateAttribute, ...] = ()
+    further_sop_classes: tuple[str, ...]
+    unknown_attributes: Literal["quarantine", "remove"]
+    largest_date_shift_days: int
+    key_file: str
+    key_environment: str
+    key_command: str
+
+    @model_validator(mode="after")
+    def _fits(self) -> DeidentificationSettings:
+        if Option.CLEAN_PIXEL_DATA in self.options:
+            raise ValueError(
+                "clean_pixel_data is for copies that leave (gateway deidentify --profile); triage never waits for it"
+            )
+        if sum(map(bool, (self.key_file, self.key_environment, self.key_command))) > 1:
+            raise ValueError("the key comes from one place: set one of key_file, key_environment, key_command")
+        _ = self.profile
+        return self
+
+    @property
+    def profile(self) -> DeidentificationProfile:
+        """What the engine takes."""
+        chosen = self.model_dump(exclude={"key_file", "key_environment", "key_command"}, mode="json")
+        return profile_from(chosen)
+
+
 class StoreSettings(_Section):
     """The store."""
 
@@ -303,6 +342,7 @@ class Settings(_Section):
     commitment: CommitmentSettings
     completion: CompletionSettings
     decoding: DecodingSettings
+    deidentification: DeidentificationSettings
     worker: WorkerSettings
     sender: SenderSettings
     models: ModelSettings

@@ -293,6 +293,15 @@ commitment = Table(
 )
 Index("ix_commitment_state_next_attempt_at", commitment.c.state, commitment.c.next_attempt_at)
 
+site_key = Table(
+    "site_key",
+    metadata,
+    # Which key the pseudonyms and UIDs in this store follow from, so that another one is noticed. Never the key.
+    Column("purpose", String(32), primary_key=True),
+    Column("fingerprint", String(64), nullable=False),
+    Column("recorded_at", Utc, nullable=False),
+)
+
 account = Table(
     "account",
     metadata,
