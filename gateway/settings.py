@@ -140,6 +140,10 @@ class WebSettings(_Section):
     login_attempts_per_minute: int = Field(ge=1)
     requests_per_minute: int = Field(ge=10)
     maximum_upload_bytes: int = Field(ge=1 << 20)
+    maximum_connections: int = Field(ge=10, le=100_000)
+    maximum_connections_per_address: int = Field(ge=4, le=100_000)
+    request_timeout_s: float = Field(gt=0)
+    minimum_bytes_per_s: float = Field(ge=0)
 
     @field_validator("proxies")
     @classmethod

@@ -28,6 +28,7 @@ from gateway.store.monitoring import report_process
 from gateway.web.access import Access, Clock, check_every_route, describe_access, utc_now
 from gateway.web.account_pages import account_pages_router
 from gateway.web.api import api_router
+from gateway.web.deadlines import protocol_with_deadlines
 from gateway.web.errors import add_error_handlers
 from gateway.web.events import Hub
 from gateway.web.pages import pages_router
@@ -58,6 +59,7 @@ def run(settings: Settings, data_dir: Path, stop: threading.Event, *, listener: 
     server = uvicorn.Server(
         uvicorn.Config(
             app,
+            http=protocol_with_deadlines(settings.web),  # type: ignore[arg-type]
             log_config=None,
             access_log=False,  # an address may carry a search for a patient
             server_header=False,
