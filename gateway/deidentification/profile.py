@@ -1,5 +1,10 @@
 """What is done to an attribute: PS3.15 Table E.1-1 with the options in use, and a rule for all that is not in it.
 
+An option's action stands in place of the Basic Profile's for the rows in its column (PS3.15 E.3). Where two options in
+use speak about one row, cleaning (C) goes before keeping (K), since what is cleaned is kept too and less is told: a
+calibration date that Retain Device Identity keeps is shifted under Modified Dates, or it would give the shift away. A C
+that nothing here can do (AE titles, binary notes) leaves the row to the Basic Profile.
+
 Attributes that the table does not list may stay by the standard. Here they stay only when their value cannot say who:
 numbers, terms, UIDs after replacement, sequences after their items are cleaned; and the texts in :data:`KEPT_TEXTS`.
 
@@ -13,12 +18,13 @@ from __future__ import annotations
 import functools
 import importlib.resources
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any
+from typing import Any, NamedTuple
 
-from pydicom.datadict import dictionary_VR
+from gateway.deidentification.options import CODES, Option
+from gateway.deidentification.values import vr_in_dictionary
 
 
 class Action(Enum):
@@ -31,6 +37,21 @@ class Action(Enum):
     """As it is, if its value looks like what its VR promises; otherwise as the IOD demands."""
     REPLACE_UID = "replace UID"
     CLEAN_ITEMS = "clean items"
+    """A sequence whose items are treated by the same rules."""
+    KEEP_ITEMS = "keep items"
+    """So, and codes in them stay whatever their coding scheme."""
+    CLEAN_TEXT = "clean text"
+    SHIFT = "shift"
+    """Dates of the patient's shift, times as they are."""
+    CLEAN_CONTENT = "clean content"
+    """Content items (PS3.3 C.17.3): those that cannot be cleaned go."""
+    CLEAN_GRAPHICS = "clean graphics"
+    PERSON_NAME = "person name"
+    """A pseudonym of the name, where a content item needs one."""
+    PRIVATE = "private"
+    """Stays only if the site declared it safe."""
+    UNKNOWN = "unknown"
+    """Of an even group, and not in the standard."""
     CODE = "code"
     """Value or meaning of a code: kept when the coding scheme is a public one."""
     PATIENT_ID = "patient ID"
@@ -39,7 +60,12 @@ class Action(Enum):
     ICC_PROFILE = "ICC profile"
 
 
-RETAIN_DEVICE_IDENTITY = "retain_device_identity"
+class Decision(NamedTuple):
+    """An action and the row or rule that demands it."""
+
+    action: Action
+    reason: str
+
 
 KEPT_TEXTS: Mapping[int, str] = {
     0x00080070: "Manufacturer: device",
@@ -162,22 +188,37 @@ class AttributeTypes:
         return (self._strictest if iod is None else self._iods[iod]).get(f"{tag:08X}", 3)
 
 
+CONTENT_PARENTS = frozenset([0x00400555, 0x00400610, 0x00400612, 0x0040A730, 0x0040B020])
+"""Sequences of content items; 0x00400612 lies in (0040,0610) *Specimen Preparation Sequence*."""
+_LAYERS = frozenset([0x00700060, 0x00700234])
+"""What the items of (0070,0001) *Graphic Annotation Sequence* refer to by name: layers and groups."""
+_CONTENT_TEXTS = frozenset([0x0040A160, 0x00700006])
+_PERSON_NAME = 0x0040A123
+_TEXT_VRS = frozenset(["CS", "LO", "LT", "SH", "ST", "UC", "UT"])
+_ORDER = tuple(Option)
+_NO_CLEANING = frozenset([Option.RETAIN_DEVICE_IDENTITY, Option.RETAIN_SAFE_PRIVATE])
+"""Options whose C is not a value's: AE titles cannot be cleaned, private attributes go by the site's list."""
+_KEEP_CODES = frozenset(
+    [Option.RETAIN_DEVICE_IDENTITY, Option.RETAIN_INSTITUTION_IDENTITY, Option.RETAIN_PATIENT_CHARACTERISTICS]
+)
+
+
 class Profile:
     """The Basic Profile with options, as a function from attribute to action.
 
     Parameters
     ----------
     options
-        Columns of Table E.1-1 in use, by their names in the table file.
+        Columns of Table E.1-1 in use.
     """
 
-    def __init__(self, options: frozenset[str]) -> None:
-        self.options = options
+    def __init__(self, options: Iterable[Option]) -> None:
+        self.options = frozenset(options)
         self._types = AttributeTypes()
         self._rows = {int(tag, 16): row for tag, row in table().items() if "x" not in tag and tag != "PRIVATE"}
-        self._known: dict[tuple[int, int | None, str], Action] = {}
+        self._known: dict[tuple[int, int | None, str], Decision] = {}
 
-    def action(self, tag: int, parent: int | None, sop_class_uid: str) -> Action:
+    def decide(self, tag: int, parent: int | None, sop_class_uid: str) -> Decision:
         """What is done to the attribute `tag` in a sequence `parent` (None at the top level) of such an object."""
         key = (tag, parent, sop_class_uid)
         found = self._known.get(key)
@@ -187,44 +228,79 @@ class Profile:
                 self._known[key] = found
         return found
 
+    def action(self, tag: int, parent: int | None, sop_class_uid: str) -> Action:
+        """The action of :meth:`decide`."""
+        return self.decide(tag, parent, sop_class_uid).action
+
     def fallback(self, tag: int, parent: int | None, sop_class_uid: str) -> Action:
         """What is done when a value cannot stay: as little as the IOD allows."""
         return {1: Action.DUMMY, 2: Action.EMPTY}.get(self._types.of(tag, parent, sop_class_uid), Action.REMOVE)
 
-    def _decide(self, tag: int, parent: int | None, sop_class_uid: str) -> Action:
+    def _decide(self, tag: int, parent: int | None, sop_class_uid: str) -> Decision:
         group = tag >> 16
-        if group % 2 or group <= 0x0007 or not tag & 0xFFFF or group in (0xFFFA, 0xFFFC, 0xFFFE) or tag in REMOVED:
-            return Action.REMOVE
+        if group <= 0x0007 or not tag & 0xFFFF:
+            return Decision(Action.REMOVE, "not of a data set")
+        if group in (0xFFFA, 0xFFFC, 0xFFFE):
+            return Decision(Action.REMOVE, "E.1-1: X")
+        if group % 2:
+            return Decision(Action.PRIVATE, "E.1-1: X")
+        if tag in REMOVED:
+            return Decision(Action.REMOVE, REMOVED[tag])
         if 0x5000 <= group <= 0x50FF or 0x6000 <= group <= 0x60FF:  # rows 50xxxxxx, 60xx3000, 60xx4000; whole groups
-            return Action.REMOVE
-        if tag in _SPECIAL:
-            return _SPECIAL[tag]
+            if Option.CLEAN_GRAPHICS in self.options:
+                return Decision(Action.CLEAN_GRAPHICS, _reason(Option.CLEAN_GRAPHICS, "C"))
+            return Decision(Action.REMOVE, "E.1-1: X")
+        if tag in _LAYERS and Option.CLEAN_GRAPHICS in self.options:
+            return Decision(Action.CLEAN_GRAPHICS, _reason(Option.CLEAN_GRAPHICS, "C"))
         try:
-            vr = dictionary_VR(tag)
+            vr = vr_in_dictionary(tag)
         except KeyError:
-            return Action.REMOVE
+            return Decision(Action.UNKNOWN, "not an attribute of the standard")
+        if Option.CLEAN_STRUCTURED_CONTENT in self.options and parent in CONTENT_PARENTS:
+            if tag in _CONTENT_TEXTS:
+                return Decision(Action.CLEAN_TEXT, _reason(Option.CLEAN_STRUCTURED_CONTENT, "C"))
+            if tag == _PERSON_NAME:
+                return Decision(Action.PERSON_NAME, _reason(Option.CLEAN_STRUCTURED_CONTENT, "C"))
         row = self._rows.get(tag)
+        if tag in _SPECIAL:
+            reason = f"E.1-1: {row.basic}" if row is not None else _SPECIAL[tag].value
+            return Decision(_SPECIAL[tag], reason)
         if row is None:
             return self._unlisted(tag, vr, parent, sop_class_uid)
-        code = row.basic
-        if any(row.options.get(option) == "K" for option in self.options):
-            code = "K"
-        return self._resolve(code, tag, vr, self._types.of(tag, parent, sop_class_uid))
+        return self._listed(row, vr, tag, self._types.of(tag, parent, sop_class_uid))
 
-    def _unlisted(self, tag: int, vr: str, parent: int | None, sop_class_uid: str) -> Action:
+    def _listed(self, row: Row, vr: str, tag: int, attribute_type: int) -> Decision:
+        """A row of the table: cleaned by an option, else kept by one, else as the Basic Profile says."""
+        in_use = [option for option in _ORDER if option in self.options and option in row.options]
+        for option in in_use:
+            if row.options[option] == "C" and option not in _NO_CLEANING:
+                cleaning = _cleaning(option, vr)
+                if cleaning is not None:
+                    return Decision(cleaning, _reason(option, "C"))
+        kept_by = [option for option in in_use if row.options[option] == "K"]
+        if kept_by:
+            action = Action.KEEP
+            if vr == "SQ":
+                action = Action.KEEP_ITEMS if _KEEP_CODES.intersection(kept_by) else Action.CLEAN_ITEMS
+            return Decision(action, _reason(kept_by[0], "K"))
+        return Decision(self._resolve(row.basic, tag, vr, attribute_type), f"E.1-1: {row.basic}")
+
+    def _unlisted(self, tag: int, vr: str, parent: int | None, sop_class_uid: str) -> Decision:
         if vr == "UI":
-            return Action.REPLACE_UID
+            if Option.RETAIN_UIDS in self.options:
+                return Decision(Action.KEEP, "UID: Retain UIDs")
+            return Decision(Action.REPLACE_UID, "UID")
         if vr == "SQ":
-            return Action.CLEAN_ITEMS
-        if vr in _SAFE_VRS or tag in KEPT_TEXTS or tag in KEPT_BULK:
-            return Action.KEEP
-        return self.fallback(tag, parent, sop_class_uid)
+            return Decision(Action.CLEAN_ITEMS, "sequence")
+        if tag in KEPT_TEXTS or tag in KEPT_BULK:
+            return Decision(Action.KEEP, KEPT_TEXTS.get(tag) or KEPT_BULK[tag])
+        if vr in _SAFE_VRS:
+            return Decision(Action.KEEP, "number or term")
+        return Decision(self.fallback(tag, parent, sop_class_uid), "text, date or bytes that no row keeps")
 
     @staticmethod
     def _resolve(code: str, tag: int, vr: str, attribute_type: int) -> Action:
-        """One action from a code of the table, compound codes by the Type of the attribute (Table E.1-1a)."""
-        if code == "K":
-            return Action.CLEAN_ITEMS if vr == "SQ" else Action.KEEP
+        """One action from a code of the Basic Profile, compound codes by the Type of the attribute (Table E.1-1a)."""
         if code == "U":
             return Action.REPLACE_UID
         if code == "X/Z/U*":  # references stay, with new UIDs: they say nothing else
@@ -244,3 +320,21 @@ class Profile:
             # A dummy item would have to be made up from modules; none of the image IODs needs one.
             return Action.EMPTY if attribute_type == 2 else Action.REMOVE
         return {"X": Action.REMOVE, "Z": Action.EMPTY, "D": Action.DUMMY}[letter]
+
+
+def _cleaning(option: Option, vr: str) -> Action | None:
+    """How an option's C is done to a value of this VR, None if it cannot be."""
+    if option is Option.RETAIN_LONGITUDINAL_MODIFIED_DATES:
+        return {"DA": Action.SHIFT, "DT": Action.SHIFT, "TM": Action.KEEP, "SH": Action.KEEP}.get(vr)
+    if option is Option.CLEAN_STRUCTURED_CONTENT:
+        return Action.CLEAN_CONTENT
+    if option is Option.CLEAN_GRAPHICS:
+        return Action.CLEAN_GRAPHICS
+    if vr == "SQ":
+        return Action.CLEAN_ITEMS
+    return Action.CLEAN_TEXT if vr in _TEXT_VRS else None
+
+
+@functools.cache
+def _reason(option: Option, code: str) -> str:
+    return f"E.1-1 {CODES[option][1].removesuffix(' Option')}: {code}"

@@ -9,6 +9,8 @@ from functools import cache
 from pydicom._uid_dict import UID_dictionary
 from pydicom.datadict import dictionary_VM, dictionary_VR
 
+from gateway.deidentification import dates
+
 PUBLIC_SCHEMES = frozenset(
     [
         "ACR",
@@ -54,13 +56,77 @@ _SOP_CLASS_ATTRIBUTES = frozenset([0x0008001A, 0x0008001B, 0x00080016, 0x0008005
 _TERM = re.compile(rb"[A-Z0-9_ ]{0,16}")
 _CHARACTER_SETS = re.compile(rb"(?:\\?(?:ISO_IR [0-9]{1,3}|ISO 2022 IR [0-9]{1,3}|GB18030|GBK|) *)*")
 _NUMBERS = re.compile(rb"[0-9+\-.eE \\]*\x00?")
-_AGE = re.compile(rb"(?:[0-9]{3}[DWMY])?[ \x00]?")
-_DATE_OR_TIME = re.compile(rb"[0-9.:+\-\\ ]*\x00?")
+_AGE = re.compile(rb"([0-9]{1,6})([DWMY])")
+OLDEST_AGE_YEARS = 90
+"""Whoever is older than 89 is as old as this."""
+_PER_YEAR = {b"D": 365.25, b"W": 365.25 / 7, b"M": 12.0, b"Y": 1.0}
 _TEXT = re.compile(rb"[\x1b\x20-\x7e\x80-\xff]*\x00?")
 _UID = re.compile(r"[0-9.]{1,64}")
+_UIDS = re.compile(rb"(?:[0-9.]{1,64}|\\)*\x00?")
+_LOCATOR = re.compile(rb"[A-Za-z0-9\-._~:/?#\[\]@!$&'()*+,;=%]{1,1024} *")
+_TITLE = re.compile(rb"[ -\[\]-~\\]{0,64}\x00?")
+_UTC_OFFSET = re.compile(rb"[+-](?:0[0-9]|1[0-4])[0-5][0-9] *")
+_TIMEZONE_OFFSET = 0x00080201
 _LONGEST = {"SH": 16, "LO": 64, "ST": 1024, "LT": 10240, "UC": 1024, "UT": 10240}
 _SIZES = {"US": 2, "SS": 2, "US or SS": 2, "UL": 4, "SL": 4, "FL": 4, "AT": 4, "FD": 8, "SV": 8, "UV": 8}
 _BULK = frozenset(["OB", "OW", "OV", "OL", "OF", "OD", "OB or OW", "US or OW"])
+
+VRS = frozenset(
+    [
+        *("AE", "AS", "AT", "CS", "DA", "DS", "DT", "FD", "FL", "IS", "LO", "LT", "OB", "OD", "OF", "OL", "OV", "OW"),
+        *("PN", "SH", "SL", "SQ", "SS", "ST", "SV", "TM", "UC", "UI", "UL", "UN", "UR", "US", "UT", "UV"),
+    ]
+)
+"""All VRs of PS3.5 Table 6.2-1."""
+
+_NEWER_VRS: Mapping[int, str] = {
+    0x00081301: "SQ",
+    0x00081302: "SQ",
+    0x00081303: "SQ",
+    0x00081304: "SQ",
+    0x00100011: "SQ",
+    0x00100012: "LT",
+    0x00100013: "LT",
+    0x00100014: "SQ",
+    0x00100015: "SQ",
+    0x00100016: "LT",
+    0x00100041: "SQ",
+    0x00100042: "LT",
+    0x00100043: "SQ",
+    0x00100044: "SQ",
+    0x00100045: "LT",
+    0x00100046: "SQ",
+    0x00100047: "UR",
+    0x00102162: "UC",
+    0x0040A034: "DT",
+    0x0040A035: "DT",
+    0x0040B034: "DT",
+    0x0040B036: "DT",
+    0x0040B03B: "LO",
+    0x0040B03F: "LO",
+    0x0040E012: "UR",
+    0x3004007F: "LO",
+}
+"""Attributes of Table E.1-1 that are newer than pydicom's dictionary."""
+
+
+@cache
+def vr_in_dictionary(tag: int) -> str:
+    """The VR of a standard attribute as the dictionary writes it, such as ``US or SS``.
+
+    Raises
+    ------
+    KeyError
+        If it is not an attribute of the standard.
+    """
+    newer = _NEWER_VRS.get(tag)
+    return dictionary_VR(tag) if newer is None else newer
+
+
+def vr_of(tag: int) -> str:
+    """A VR to write: the dictionary's, or the first of those that it leaves open."""
+    return vr_in_dictionary(tag).split(" or ")[0]
+
 
 DUMMIES: Mapping[str, str | bytes] = {
     "AE": "REMOVED",
@@ -96,16 +162,38 @@ def kept_value(tag: int, vr: str, value: bytes) -> bytes | None:
     if vr in ("DS", "IS"):
         return value if _NUMBERS.fullmatch(value) else None
     if vr == "AS":
-        return value if _AGE.fullmatch(value) else None
+        return _kept_age(value)
     if vr in ("DA", "TM", "DT"):
-        return value if _DATE_OR_TIME.fullmatch(value) else None
+        return dates.legal(vr, value)
+    if tag == _TIMEZONE_OFFSET:
+        return value if _UTC_OFFSET.fullmatch(value) else None
+    if vr == "UI":
+        return value if _UIDS.fullmatch(value) else None
     if vr in _SIZES:
         return value if _fits(tag, len(value), _SIZES[vr]) else None
     if vr in _LONGEST:
         parts = value.split(b"\\") if vr in ("SH", "LO", "UC") else [value]
         short = all(len(part.strip(b" \x00")) <= _LONGEST[vr] * 4 for part in parts)  # a character is up to 4 bytes
         return value if short and _TEXT.fullmatch(value) else None
+    if vr in ("UR", "AE"):
+        return value if (_LOCATOR if vr == "UR" else _TITLE).fullmatch(value) else None
     return value if vr in _BULK else None
+
+
+def _kept_age(value: bytes) -> bytes | None:
+    """Ages in the form of PS3.5 (three digits and a unit), those over 89 years as 90 years, whatever their unit."""
+    ages = [_age(text) for text in value.strip(b" \x00").split(b"\\")]
+    kept = b"\\".join(ages)
+    return kept + b" " * (len(kept) % 2) if any(ages) else None
+
+
+def _age(text: bytes) -> bytes:
+    found = _AGE.fullmatch(text.strip(b" "))
+    if found is None:
+        return b""
+    if int(found[1]) / _PER_YEAR[found[2]] >= OLDEST_AGE_YEARS:
+        return b"%03dY" % OLDEST_AGE_YEARS
+    return found[0] if len(found[1]) == 3 else b""
 
 
 def _kept_terms(tag: int, value: bytes) -> bytes | None:
@@ -150,7 +238,7 @@ def is_well_known_uid(tag: int, value: str) -> bool:
 @cache
 def compatible(tag: int, vr: str) -> bool:
     """Whether a value declared as `vr` can be one of this attribute: the dictionary's VR, or another kind of number."""
-    known = dictionary_VR(tag)
+    known = vr_in_dictionary(tag)
     if vr in known.split(" or ") or vr == known:
         return True
     numbers = _SIZES.keys() | {"DS", "IS"}

@@ -48,6 +48,7 @@ from pydicom.uid import (
 from gateway.deidentification import profile, streams
 from gateway.deidentification.icc import clean_icc_profile
 from gateway.deidentification.keys import check_key
+from gateway.deidentification.options import DeidentificationProfile, Option
 from gateway.deidentify import IMPLEMENTATION_CLASS_UID, Deidentifier, load_or_create_key
 from gateway.errors import DeidentificationError
 from gateway.study import ReceivedInstance, Study
@@ -233,10 +234,34 @@ def test_no_planted_token_survives_in_any_byte() -> None:
     assert len(planter.tokens) > 2500
     assert planter.found_in(encoded) == planter.tokens, "negative control: the search finds every one of them"
 
-    result = written(Deidentifier(KEY).dataset(read(encoded)))
+    removes_unknown = DeidentificationProfile(unknown_attributes="remove")
+    result = written(Deidentifier(KEY, removes_unknown).dataset(read(encoded)))
 
     assert planter.found_in(result) == {}
     assert read(result).pixel_array.tobytes() == bytes(range(64))
+
+
+def test_an_attribute_that_the_standard_does_not_have_sends_the_object_to_quarantine() -> None:
+    unknown = {0x00084ABC: element(0x00084ABC, "LO", b"Zqplanted")}
+    nested = {0x00081140: sequence(0x00081140, joined(unknown))}
+    for further in (unknown, nested):
+        with pytest.raises(DeidentificationError, match=r"\(0008,4ABC\) is not an attribute of the standard") as caught:
+            Deidentifier(KEY).dataset(read(part10(image(DX) | further)))
+        assert "Zqplanted" not in str(caught.value)
+        removes_unknown = DeidentificationProfile(unknown_attributes="remove")
+        assert b"Zqplanted" not in written(
+            Deidentifier(KEY, removes_unknown).dataset(read(part10(image(DX) | further)))
+        )
+    empty = {0x00084ABC: element(0x00084ABC, "LO", b"")}
+    assert 0x00084ABC not in Deidentifier(KEY).dataset(read(part10(image(DX) | empty)))
+    in_a_removed_sequence = {0x00880200: sequence(0x00880200, joined(unknown))}
+    assert 0x00880200 not in Deidentifier(KEY).dataset(read(part10(image(DX) | in_a_removed_sequence)))
+
+
+@pytest.mark.parametrize("tag", [0x00080060, 0x00100030, 0x00091001])
+def test_a_vr_that_the_standard_does_not_have_sends_the_object_to_quarantine(tag: int) -> None:
+    with pytest.raises(DeidentificationError, match="VR that is not of the standard"):
+        Deidentifier(KEY).dataset(read(part10(image(DX) | {tag: element(tag, "ZZ", b"AB")})))
 
 
 @pytest.mark.parametrize("encoding", ["implicit", "big endian", "deflated"])
@@ -867,12 +892,12 @@ def test_attribute_types_are_what_the_generator_makes() -> None:
         (0x00081010, None, DX, profile.Action.KEEP),
         (0x60021500, None, DX, profile.Action.REMOVE),
         (0x500A0010, None, DX, profile.Action.REMOVE),
-        (0x00091001, None, DX, profile.Action.REMOVE),
+        (0x00091001, None, DX, profile.Action.PRIVATE),  # removed unless the site declared it safe
         (0x00280000, None, DX, profile.Action.REMOVE),
         (0x00081155, 0x00081140, DX, profile.Action.REPLACE_UID),
         (0x00080051, None, DX, profile.Action.REMOVE),
     ],
 )
 def test_actions(tag: int, parent: int | None, sop_class: str, action: profile.Action) -> None:
-    chosen = profile.Profile(frozenset({profile.RETAIN_DEVICE_IDENTITY}))
+    chosen = profile.Profile({Option.RETAIN_DEVICE_IDENTITY})
     assert chosen.action(tag, parent, sop_class) is action
