@@ -24,7 +24,7 @@ from pydicom import Dataset
 from drift.acquisition import AcquisitionFinding, judge_acquisition
 from gateway.acquisition import Value, device_key, read_parameters
 from gateway.deidentify import Deidentifier
-from gateway.errors import GatewayError
+from gateway.errors import DeidentificationError, GatewayError
 from gateway.judgement import Explanation, FindingResult, JudgedImage, Priority
 from gateway.results import ResultObject, build_results
 from gateway.routing import choose_rule, is_quality_control
@@ -97,8 +97,8 @@ class StudyJudgement:
     chosen: tuple[ChosenImage, ...] = ()
     not_judged_reasons: dict[str, str] = field(default_factory=dict)
     """Instance key -> why it has no prediction."""
-    unsafe_reasons: dict[str, str] = field(default_factory=dict)
-    """Instance key -> how its pixels bombed or crashed the decoder: it belongs in quarantine."""
+    quarantine_reasons: dict[str, str] = field(default_factory=dict)
+    """Instance key -> why it belongs in quarantine: it cannot be de-identified, or its pixels harmed the decoder."""
     frames: tuple[PreparedFrame, ...] = ()
     judged: tuple[JudgedImage, ...] = ()
     results: tuple[ResultObject, ...] = ()
@@ -118,14 +118,20 @@ def judge_studies(studies: Sequence[Study], engine: Engine, now: datetime) -> tu
         try:
             headers = read_headers(study)
             judgement.chosen = choose_images(study, headers, engine.rules, judgement.not_judged_reasons)
-            deidentified = deidentify(judgement.chosen, study, engine.deidentifier, judgement.not_judged_reasons)
+            deidentified = deidentify(
+                judgement.chosen,
+                study,
+                engine.deidentifier,
+                judgement.not_judged_reasons,
+                judgement.quarantine_reasons,
+            )
             judgement.frames = prepare_frames(
                 deidentified,
                 headers,
                 judgement.chosen,
                 engine,
                 judgement.not_judged_reasons,
-                judgement.unsafe_reasons,
+                judgement.quarantine_reasons,
             )
         except (GatewayError, DecoderUnavailableError) as error:
             judgement.error = error
@@ -182,9 +188,13 @@ def choose_images(
 
 
 def deidentify(
-    chosen: Sequence[ChosenImage], study: Study, deidentifier: Deidentifier, reasons: dict[str, str]
+    chosen: Sequence[ChosenImage],
+    study: Study,
+    deidentifier: Deidentifier,
+    reasons: dict[str, str],
+    quarantine_reasons: dict[str, str],
 ) -> DeidentifiedStudy:
-    """The chosen images without PHI; an image that cannot be de-identified goes nowhere and says why."""
+    """The chosen images without PHI; an image that cannot be de-identified goes to quarantine and says why."""
     instances: list[DeidentifiedInstance] = []
     for image in chosen:
         alone = Study(study_key=study.study_key, instances=(image.instance,))
@@ -192,6 +202,8 @@ def deidentify(
             instances.extend(deidentifier.study(alone).instances)
         except GatewayError as error:
             reasons[image.instance.instance_key] = str(error)
+            if isinstance(error, DeidentificationError):
+                quarantine_reasons[image.instance.instance_key] = str(error)
     return DeidentifiedStudy(study_key=study.study_key, instances=tuple(instances))
 
 
@@ -201,7 +213,7 @@ def prepare_frames(
     chosen: Sequence[ChosenImage],
     engine: Engine,
     reasons: dict[str, str],
-    unsafe_reasons: dict[str, str],
+    quarantine_reasons: dict[str, str],
 ) -> tuple[PreparedFrame, ...]:
     """Decode each image once, at no more than the size that is needed, and make each model's tensor of it.
 
@@ -246,7 +258,7 @@ def prepare_frames(
         except ModelError as error:
             problems.append(str(error))
             if isinstance(error, UnsafePixelError):
-                unsafe_reasons[key] = str(error)
+                quarantine_reasons[key] = str(error)
         if problems:
             reasons[key] = "; ".join(dict.fromkeys(problems))
     return tuple(frames)

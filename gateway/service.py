@@ -39,6 +39,7 @@ from gateway.accounts import FIRST_ACCOUNT, prepare_first_account
 from gateway.errors import SettingsError, StoreError
 from gateway.objects import ObjectFolder
 from gateway.settings import Settings
+from gateway.site_key import prepare_site_key
 from gateway.store import open_store
 from gateway.store.monitoring import forget_processes
 from gateway.store.studies import release_leases, unfinished_work
@@ -89,6 +90,8 @@ def serve(settings: Settings, data_dir: Path, *, announce: TextIO | None = None)
         The data folder cannot be used or is in use, or a port is taken.
     StoreError
         The store cannot be opened.
+    DeidentificationError
+        The site key is missing, weak, or not the one that this store's pseudonyms were made with.
     """
     server.check_certificate(settings.web)
     _allow_many_files()
@@ -105,6 +108,7 @@ def serve(settings: Settings, data_dir: Path, *, announce: TextIO | None = None)
         swept = scp.sweep(store, objects.root)
         if swept:
             logger.info("removed %d files that were never acknowledged", swept)
+        prepare_site_key(store, settings.deidentification, data_dir, now=datetime.now(UTC))
         forget_processes(store)
         first_password_file = None
         if settings.web.authentication == "on":

@@ -24,13 +24,14 @@ import numpy.typing as npt
 from PIL import Image
 
 from gateway import __version__
-from gateway.deidentify import Deidentifier, load_or_create_key
+from gateway.deidentify import Deidentifier
 from gateway.errors import Disposition, GatewayError, StoreError, TransitionError, disposition
 from gateway.judgement import JudgedImage
 from gateway.objects import ObjectFolder, heat_map_path, picture_path, quarantine_path, result_path
 from gateway.pipeline import Engine, StudyJudgement, judge_studies
 from gateway.results import ResultObject
 from gateway.settings import Settings
+from gateway.site_key import load_site_key
 from gateway.store import open_store
 from gateway.store.intake import new_key
 from gateway.store.monitoring import report_process
@@ -97,7 +98,7 @@ class Worker:
         self._store = open_store(settings.store.url, data_dir=data_dir)
         self._engines = data_dir / "engines"
         self._objects = ObjectFolder.in_data_dir(data_dir)
-        self._key = load_or_create_key(data_dir / "secret.key")
+        self._key = load_site_key(settings.deidentification, data_dir)
         self._deidentifier = Deidentifier(self._key)
         self._decoder = DecodingPool(DecodingLimits(**settings.decoding.model_dump()), size=threads)
         self._decoder.start()
@@ -205,14 +206,14 @@ class Worker:
             rules={instance.instance_key: None for instance in claimed.study.instances}
             | {image.instance.instance_key: image.rule.name for image in judgement.chosen},
             not_judged_reasons=judgement.not_judged_reasons,
-            quarantined={key: self._quarantine(key, judgement) for key in judgement.unsafe_reasons},
+            quarantined={key: self._quarantine(key, judgement) for key in judgement.quarantine_reasons},
         )
 
     def _quarantine(self, instance_key: str, judgement: StudyJudgement) -> QuarantinedInstance:
-        """Show an image that harmed the decoder in the quarantine, under a name of its own: it stays in its study."""
+        """Show an image that was refused here in the quarantine, under a name of its own: it stays in its study."""
         (path,) = (each.path for each in judgement.study.instances if each.instance_key == instance_key)
         self._objects.link(path, quarantine_path(instance_key))
-        reason = judgement.unsafe_reasons[instance_key]
+        reason = judgement.quarantine_reasons[instance_key]
         logger.warning("image %s goes to quarantine: %s", instance_key, reason)
         return QuarantinedInstance(path=quarantine_path(instance_key), reason=reason)
 

@@ -54,7 +54,7 @@ class ResultRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QuarantinedInstance:
-    """An accepted image that harmed the decoder; it stays in its study and is shown in the quarantine as well."""
+    """An accepted image that was refused later; it stays in its study and is shown in the quarantine as well."""
 
     path: str
     """A second name of its file, relative to the object folder."""
