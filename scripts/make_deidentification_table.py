@@ -1,7 +1,9 @@
 """Make the de-identification tables from current machine-readable sources.
 
-Writes ``gateway/deidentification/confidentiality_profile.json`` (PS3.15 Table E.1-1, every column) and
-``gateway/deidentification/attribute_types.json`` (which attributes an IOD needs, PS3.3 Annex A), one row a line.
+Writes ``gateway/deidentification/confidentiality_profile.json`` (PS3.15 Table E.1-1, every column),
+``gateway/deidentification/attribute_types.json`` (which attributes an IOD needs, PS3.3 Annex A) and
+``gateway/deidentification/allow_list.json`` (which attributes outside Table E.1-1 may stay in which IOD, and why; the
+reasons are in ``scripts/allowed_modules.py``), one row a line.
 
 The first source has every column of the table and is taken; the second has the Basic Profile column only and is
 compared with it row by row. Every difference must stand in :data:`EXPLAINED_DIFFERENCES`, else nothing is written. Both
@@ -30,6 +32,11 @@ from pathlib import Path
 from typing import Any
 
 from pydicom.datadict import dictionary_VR, tag_for_keyword
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+from allowed_modules import ACCEPTED_IODS, EXCLUDED, KNOWN_IODS, MODULES, OUTSIDE_MODULES
+
+from gateway.deidentification.profile import KEPT_BULK, KEPT_TEXTS, REMOVED
 
 TARGET = Path(__file__).resolve().parents[1] / "gateway" / "deidentification"
 
@@ -186,6 +193,81 @@ def attribute_types(rows: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
+ALLOWED_VRS = frozenset(["AS", "AT", "CS", "DS", "FD", "FL", "IS", "SL", "SQ", "SS", "SV", "UI", "UL", "US", "UV"])
+"""VRs whose values can be checked to hold a number, a term or a UID and nothing else, and sequences of such."""
+
+CODE_VALUE_SCHEME = "00080102"
+CODE_MACRO = [
+    "CodingSchemeDesignator",
+    "CodingSchemeVersion",
+    "ContextIdentifier",
+    "ContextUID",
+    "MappingResource",
+    "MappingResourceUID",
+    "ContextGroupExtensionFlag",
+    "EquivalentCodeSequence",
+    "CodingSchemeUID",
+]
+"""What a code sequence may hold besides value and meaning (PS3.3 Table 8.8-1); the source leaves rare ones out."""
+
+
+def allow_list(rows: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """Attributes outside Table E.1-1 that may stay, by the modules of the IODs that have a reason to be kept.
+
+    A nested attribute is allowed in its parent sequence wherever that stands, since it comes from a macro.
+    """
+    listed = {str(row["tag"]) for row in rows}
+    standard = importlib.resources.files("highdicom") / "_standard"
+    modules, iod_modules, sop_classes = (
+        json.loads((standard / name).read_text(encoding="utf-8"))
+        for name in ("module_attribute_map.json", "iod_module_map.json", "sop_class_iod_map.json")
+    )
+    iods = {
+        iod: [module["key"] for module in iod_modules[iod] if module["key"] in MODULES]
+        for iod in (*ACCEPTED_IODS, *KNOWN_IODS)
+    }
+    used = {module for of_iod in iods.values() for module in of_iod}
+    if used != MODULES.keys():
+        raise SystemExit(f"modules that no IOD here has: {sorted(MODULES.keys() - used)}")
+    top_level: dict[str, dict[str, Any]] = {
+        f"{tag_for_keyword(keyword):08X}": {"keyword": keyword, "reason": reason, "modules": []}
+        for keyword, reason in OUTSIDE_MODULES.items()
+    }
+    nested: dict[str, dict[str, Any]] = {}
+    for module in sorted(used):
+        for attribute in modules[module]:
+            keyword, path = attribute["keyword"], attribute["path"]
+            tag, parent = tag_for_keyword(keyword), tag_for_keyword(path[-1]) if path else None
+            if tag is None or f"{tag:08X}" in listed or not _may_stay(tag) or EXCLUDED.keys() & {keyword, *path}:
+                continue
+            if parent is not None:
+                nested.setdefault(f"{parent:08X}>{tag:08X}", {"keyword": keyword, "module": module})
+                if not module.endswith("functional-groups") or dictionary_VR(tag) in ("SQ", "UI"):
+                    continue  # single-frame objects have values of functional groups at the top level
+            row = top_level.setdefault(f"{tag:08X}", {"keyword": keyword, "modules": []})
+            if module not in row["modules"]:
+                row["modules"].append(module)
+    for path in [path for path in nested if path.endswith(f">{CODE_VALUE_SCHEME}")]:
+        for keyword in CODE_MACRO:
+            key = path.replace(CODE_VALUE_SCHEME, f"{tag_for_keyword(keyword):08X}")
+            nested.setdefault(key, {"keyword": keyword, "module": nested[path]["module"]})
+    return {
+        "modules": {
+            module: {"reason": MODULES[module].reason, "lent": MODULES[module].lent} for module in sorted(used)
+        },
+        "iods": {iod: {"accepted": iod in ACCEPTED_IODS, "modules": of_iod} for iod, of_iod in iods.items()},
+        "sop_classes": {key: iod for key, iod in sorted(sop_classes.items()) if iod in iods},
+        "top_level": dict(sorted(top_level.items())),
+        "nested": dict(sorted(nested.items())),
+    }
+
+
+def _may_stay(tag: int) -> bool:
+    if tag in REMOVED:
+        return False
+    return tag in KEPT_TEXTS or tag in KEPT_BULK or set(dictionary_VR(tag).split(" or ")) <= ALLOWED_VRS
+
+
 def render(header: Mapping[str, Any], parts: Mapping[str, Any]) -> str:
     """JSON text with one row a line, so that a new edition shows as a readable difference."""
     lines = ["{", f'"header": {json.dumps(header, indent=1)}']
@@ -232,9 +314,18 @@ def make(folder: Path) -> dict[str, str]:
         },
         "keys": "TAG at the top level of an IOD, PARENT>TAG in any sequence; conditional types count as met",
     }
+    allow_header = {
+        "title": "Attributes outside PS3.15 Table E.1-1 that may stay, and why",
+        "made_by": "scripts/make_deidentification_table.py",
+        "taken_from": types_header["taken_from"],
+        "reasons_from": "scripts/allowed_modules.py",
+        "keys": "TAG at the top level, with the first of its modules that the IOD has, else the first that is lent; "
+        "PARENT>TAG in any sequence",
+    }
     return {
         "confidentiality_profile.json": render(header, {"rows": rows}),
         "attribute_types.json": render(types_header, attribute_types(rows)),
+        "allow_list.json": render(allow_header, allow_list(rows)),
     }
 
 

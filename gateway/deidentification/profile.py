@@ -5,8 +5,9 @@ use speak about one row, cleaning (C) goes before keeping (K), since what is cle
 calibration date that Retain Device Identity keeps is shifted under Modified Dates, or it would give the shift away. A C
 that nothing here can do (AE titles, binary notes) leaves the row to the Basic Profile.
 
-Attributes that the table does not list may stay by the standard. Here they stay only when their value cannot say who:
-numbers, terms, UIDs after replacement, sequences after their items are cleaned; and the texts in :data:`KEPT_TEXTS`.
+Attributes that the table does not list may stay by the standard. Here they stay only when the allow-list has them for
+objects of that kind (:mod:`gateway.deidentification.allow_list`): numbers, terms, UIDs after replacement, sequences
+after their items are cleaned, and the texts in :data:`KEPT_TEXTS`.
 
 References
 ----------
@@ -23,6 +24,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any, NamedTuple
 
+from gateway.deidentification.allow_list import allowed
 from gateway.deidentification.options import CODES, Option
 from gateway.deidentification.values import vr_in_dictionary
 
@@ -130,8 +132,7 @@ _SPECIAL: Mapping[int, Action] = {
     0x7FE00009: Action.PIXELS,
     0x7FE00010: Action.PIXELS,
 }
-_SAFE_VRS = frozenset(["AS", "AT", "CS", "DS", "FD", "FL", "IS", "SL", "SS", "SV", "UL", "US", "UV", "US or SS"])
-"""VRs whose values can be checked to hold a number or a term and nothing else."""
+NOT_ALLOWED = "not in the table and not on the allow-list"
 _CODE_SEQUENCE_ROWS = frozenset([0x00080082, 0x00401101])
 """Rows with a D whose sequence is a code, so that a dummy code is a valid dummy."""
 
@@ -286,17 +287,13 @@ class Profile:
         return Decision(self._resolve(row.basic, tag, vr, attribute_type), f"E.1-1: {row.basic}")
 
     def _unlisted(self, tag: int, vr: str, parent: int | None, sop_class_uid: str) -> Decision:
+        """An attribute that the table does not list: the allow-list decides."""
+        reason = allowed(tag, parent, sop_class_uid)
+        if reason is None:
+            return Decision(self.fallback(tag, parent, sop_class_uid), NOT_ALLOWED)
         if vr == "UI":
-            if Option.RETAIN_UIDS in self.options:
-                return Decision(Action.KEEP, "UID: Retain UIDs")
-            return Decision(Action.REPLACE_UID, "UID")
-        if vr == "SQ":
-            return Decision(Action.CLEAN_ITEMS, "sequence")
-        if tag in KEPT_TEXTS or tag in KEPT_BULK:
-            return Decision(Action.KEEP, KEPT_TEXTS.get(tag) or KEPT_BULK[tag])
-        if vr in _SAFE_VRS:
-            return Decision(Action.KEEP, "number or term")
-        return Decision(self.fallback(tag, parent, sop_class_uid), "text, date or bytes that no row keeps")
+            return Decision(Action.KEEP if Option.RETAIN_UIDS in self.options else Action.REPLACE_UID, reason)
+        return Decision(Action.CLEAN_ITEMS if vr == "SQ" else Action.KEEP, reason)
 
     @staticmethod
     def _resolve(code: str, tag: int, vr: str, attribute_type: int) -> Action:
