@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from pydicom import Dataset
 
+from gateway.deidentification.allow_list import accepted_sop_classes, known_sop_classes
 from gateway.deidentification.changes import ChangeRecord
 from gateway.deidentification.copying import Copy, Rules
 from gateway.deidentification.evidence import IMPLEMENTATION_CLASS_UID, new_file_meta, write_evidence
@@ -46,7 +47,8 @@ class Deidentifier:
     Raises
     ------
     DeidentificationError
-        If the key is weak, or Clean Pixel Data is chosen and there is nothing to find text with.
+        If the key is weak, Clean Pixel Data is chosen and there is nothing to find text with, or the site adds a SOP
+        class for which there is no allow-list.
     """
 
     def __init__(
@@ -54,6 +56,11 @@ class Deidentifier:
     ) -> None:
         if Option.CLEAN_PIXEL_DATA in profile.options and text_finder is None:
             raise DeidentificationError("clean_pixel_data is chosen, but nothing finds text in pixels here")
+        without_list = profile.further_sop_classes - known_sop_classes()
+        if without_list:
+            raise DeidentificationError(
+                f"further_sop_classes: there is no allow-list for {', '.join(sorted(without_list))}"
+            )
         self.profile = profile
         self._text_finder = text_finder
         self._pseudonyms = Pseudonyms(key, profile.largest_date_shift_days)
@@ -62,6 +69,7 @@ class Deidentifier:
             profile=Profile(profile.options),
             pseudonyms=self._pseudonyms,
             safe_private=SafePrivateList(profile.safe_private),
+            sop_classes=accepted_sop_classes() | profile.further_sop_classes,
             text_finder=text_finder if Option.CLEAN_PIXEL_DATA in profile.options else None,
         )
 

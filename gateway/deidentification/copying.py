@@ -59,6 +59,8 @@ class Rules:
     profile: Profile
     pseudonyms: Pseudonyms
     safe_private: SafePrivateList
+    sop_classes: frozenset[str]
+    """Those that are taken."""
     text_finder: TextFinder | None
 
 
@@ -81,11 +83,13 @@ class Copy:
 
     def __init__(self, rules: Rules, original: Dataset, changes: ChangeRecord | None) -> None:
         self._chosen, self._profile, self._names = rules.chosen, rules.profile, rules.pseudonyms
-        self._safe_private = rules.safe_private
+        self._safe_private, self._sop_classes = rules.safe_private, rules.sop_classes
         self._options = rules.chosen.options
         self._original = original
         self._changes = changes
         self.transfer_syntax_uid = transfer_syntax_of(original)
+        syntax = UID(self.transfer_syntax_uid)
+        self._is_implicit, self._is_little_endian = syntax.is_implicit_VR, syntax.is_little_endian
         self.sop_class_uid = text_of(original, 0x00080016)
         # Without an ID nothing says that two studies are of one patient: the study stands in.
         self.patient_id = decoded_text_of(original, _PATIENT_ID) or f"study {text_of(original, 0x0020000D)}"
@@ -108,6 +112,8 @@ class Copy:
         """
         if not values.is_well_known_uid(0x00080016, self.sop_class_uid):
             raise DeidentificationError("the SOP class is private or missing")
+        if self.sop_class_uid not in self._sop_classes:
+            raise DeidentificationError(f"objects of SOP class {UID(self.sop_class_uid).name} are not taken")
         if not text_of(self._original, 0x00080018):
             raise DeidentificationError("the object has no SOP Instance UID")
         copy = empty_like(self._original)
@@ -166,7 +172,7 @@ class Copy:
             return None
         return _dummy(tag, vr_of(tag)) if action is Action.DUMMY else DataElement(tag, vr_of(tag), None)
 
-    # --- values that stay -----------------------------------------------------------------------------------------------
+    # --- values that stay -------------------------------------------------------------------------------------------
 
     def _kept(self, level: _Level, element: Element) -> Element | None:
         tag = int(element.tag)
@@ -193,21 +199,24 @@ class Copy:
         if isinstance(element, RawDataElement):
             value = values.kept_value(tag, declared, cast(bytes, element.value))
             if value is None:
-                return self._fallback(level, tag)
+                return self._unfit(level, element, declared)
             if tag != 0x00080005 and declared in ("LO", "SH", "ST", "LT", "UC", "UT") and not _is_plain(value):
                 # Bytes of another character set are decoded here and encoded again when written.
                 return decoded(level.source, element) or self._fallback(level, tag)
             return element if value == element.value else element._replace(value=value, length=len(value))
         if isinstance(element.value, bytes):
             kept = values.kept_value(tag, declared, element.value)
-            return self._fallback(level, tag) if kept is None else DataElement(tag, declared, kept)
+            return self._unfit(level, element, declared) if kept is None else DataElement(tag, declared, kept)
         return self._kept_decoded(level, element)
+
+    def _unfit(self, level: _Level, element: Element, declared: str) -> DataElement | None:
+        """For a value that has not the form of its VR; what should be a UID becomes one, since objects need theirs."""
+        return self._replaced_uid(level, element) if declared == "UI" else self._fallback(level, int(element.tag))
 
     def _is_foreign(self, element: RawDataElement) -> bool:
         """Whether the element is not encoded as the transfer syntax says, so that its bytes cannot be written again."""
-        syntax = UID(self.transfer_syntax_uid)
         as_implicit = element.is_implicit_VR or element.VR is None
-        return as_implicit != syntax.is_implicit_VR or element.is_little_endian != syntax.is_little_endian
+        return as_implicit != self._is_implicit or element.is_little_endian != self._is_little_endian
 
     def _kept_decoded(self, level: _Level, element: DataElement) -> DataElement | None:
         """:meth:`_kept_value` for an element whose value was set or read as Python objects."""
@@ -216,16 +225,16 @@ class Copy:
         if all(isinstance(part, int | float) for part in parts) and vr not in ("DS", "IS"):
             size = {"FD": 8, "SV": 8, "UV": 8, "US": 2, "SS": 2, "US or SS": 2}.get(vr, 4)
             encoded = values.kept_value(tag, vr, bytes(size * len(parts)))
-            return self._fallback(level, tag) if encoded is None else DataElement(tag, vr, _one_or_list(parts))
+            return self._unfit(level, element, vr) if encoded is None else DataElement(tag, vr, _one_or_list(parts))
         text = "\\".join("" if part is None else str(part) for part in parts).encode("utf-8", "replace")
         kept = values.kept_value(tag, vr, text)
         if kept is None:
-            return self._fallback(level, tag)
+            return self._unfit(level, element, vr)
         if kept == text:
             return DataElement(tag, vr, _one_or_list(parts))
         return DataElement(tag, vr, kept.decode("utf-8", "replace").rstrip(" "))
 
-    # --- values that are made anew --------------------------------------------------------------------------------------
+    # --- values that are made anew ----------------------------------------------------------------------------------
 
     def _items(self, level: _Level, element: Element, action: Action) -> DataElement | None:
         """A sequence, its items still to be done."""
@@ -364,7 +373,7 @@ class Copy:
         moved = dates.shifted(vr, "\\".join(texts(element)).encode("ascii", "replace"), days)
         return None if moved is None else DataElement(element.tag, vr, moved.decode().rstrip(" "))
 
-    # --- the record -----------------------------------------------------------------------------------------------------
+    # --- the record -------------------------------------------------------------------------------------------------
 
     def _note(self, level: _Level, tag: int, decision: Decision, before: Element, after: Element | None) -> None:
         assert self._changes is not None
