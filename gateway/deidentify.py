@@ -13,6 +13,7 @@ from pydicom import Dataset
 
 from gateway.deidentification.allow_list import accepted_sop_classes, known_sop_classes
 from gateway.deidentification.changes import ChangeRecord
+from gateway.deidentification.codes import MeaningRule
 from gateway.deidentification.copying import Copy, Rules
 from gateway.deidentification.evidence import IMPLEMENTATION_CLASS_UID, new_file_meta, write_evidence
 from gateway.deidentification.keys import load_or_create_key
@@ -21,6 +22,7 @@ from gateway.deidentification.pixel_data import PIXEL_DATA
 from gateway.deidentification.profile import Profile
 from gateway.deidentification.pseudonyms import Pseudonyms
 from gateway.deidentification.safe_private import SafePrivateList
+from gateway.deidentification.text import TextCleaner
 from gateway.errors import DeidentificationError
 from gateway.study import DeidentifiedInstance, DeidentifiedStudy, ReceivedInstance, Study
 
@@ -69,6 +71,7 @@ class Deidentifier:
             profile=Profile(profile.options),
             pseudonyms=self._pseudonyms,
             safe_private=SafePrivateList(profile.safe_private),
+            meanings=MeaningRule(TextCleaner(()).clean),
             sop_classes=accepted_sop_classes() | profile.further_sop_classes,
             text_finder=text_finder if Option.CLEAN_PIXEL_DATA in profile.options else None,
         )

@@ -15,7 +15,7 @@ from pydicom.dataelem import RawDataElement
 from pydicom.multival import MultiValue
 from pydicom.uid import UID
 
-from gateway.deidentification import content, dates, values
+from gateway.deidentification import codes, content, dates, values
 from gateway.deidentification.changes import ChangeRecord, Verb, tag_text
 from gateway.deidentification.elements import (
     Element,
@@ -36,12 +36,12 @@ from gateway.deidentification.pixel_data import clean_pixel_data
 from gateway.deidentification.profile import Action, Decision, Profile
 from gateway.deidentification.pseudonyms import Pseudonyms
 from gateway.deidentification.safe_private import SafePrivateList
+from gateway.deidentification.text import TextCleaner
 from gateway.deidentification.values import vr_of
 from gateway.errors import DeidentificationError
 
 if TYPE_CHECKING:
     from gateway.deidentification.burned_in_text import TextFinder
-    from gateway.deidentification.text import TextCleaner
 
 _PATIENT_ID = 0x00100020
 _LONGEST = {"CS": 16, "SH": 16, "LO": 64, "ST": 1024, "LT": 10240}
@@ -59,6 +59,7 @@ class Rules:
     profile: Profile
     pseudonyms: Pseudonyms
     safe_private: SafePrivateList
+    meanings: codes.MeaningRule
     sop_classes: frozenset[str]
     """Those that are taken."""
     text_finder: TextFinder | None
@@ -94,7 +95,7 @@ class Copy:
         # Without an ID nothing says that two studies are of one patient: the study stands in.
         self.patient_id = decoded_text_of(original, _PATIENT_ID) or f"study {text_of(original, 0x0020000D)}"
         self._shift_days = self._names.date_shift_days(self.patient_id)
-        self._text_finder = rules.text_finder
+        self._text_finder, self._meanings = rules.text_finder, rules.meanings
         self._cleaner: TextCleaner | None = None
         self._content: content.ContentRules | None = None
         self._graphics: GraphicsCleaner | None = None
@@ -267,8 +268,6 @@ class Copy:
 
     def _text_cleaner(self) -> TextCleaner:
         if self._cleaner is None:
-            from gateway.deidentification.text import TextCleaner
-
             self._cleaner = TextCleaner(identifying_texts(self._original))
         return self._cleaner
 
@@ -302,13 +301,26 @@ class Copy:
         return DataElement(tag, "UI", _one_or_list(replaced))
 
     def _code(self, level: _Level, element: Element) -> Element | None:
-        """A code's value and meaning: a public scheme's stay, a hospital's own become opaque but stay comparable."""
-        scheme = text_of(level.source, 0x00080102)
-        if level.keeps_codes or scheme in values.PUBLIC_SCHEMES:
+        """A code's parts: a public scheme's stay, a hospital's own become opaque but stay comparable."""
+        if level.keeps_codes:
             return self._kept(level, element)
-        tag = int(element.tag)
-        if tag == 0x00080104:
-            return DataElement(tag, "LO", "Local code")
+        tag, source = int(element.tag), level.source
+        scheme = text_of(source, codes.SCHEME)
+        value = decoded_text_of(source, codes.VALUE) or decoded_text_of(source, codes.LONG_VALUE)
+        if codes.is_public(scheme, value) if value else scheme in values.PUBLIC_SCHEMES:
+            if tag == codes.VERSION and not codes.is_version(text_of(source, tag)):
+                return None
+            given = decoded_text_of(source, tag)
+            meaning = self._meanings.meaning(scheme, value, given) if tag == codes.MEANING else given
+            return self._kept(level, element) if meaning == given else DataElement(tag, vr_of(tag), meaning)
+        if tag == codes.VERSION:
+            return None
+        if tag == codes.SCHEME:
+            return DataElement(tag, "SH", codes.LOCAL_SCHEME)
+        if tag == codes.MEANING:
+            described = Option.CLEAN_DESCRIPTORS in self._options
+            meaning = _cut(self._clean_text(decoded_text_of(source, tag)), "LO") if described else ""
+            return DataElement(tag, "LO", meaning or codes.LOCAL_MEANING)
         return DataElement(tag, vr_of(tag), self._names.local_code(scheme, "\\".join(texts(element))))
 
     def _pseudonym_in(self, level: _Level) -> str:

@@ -55,7 +55,7 @@ class Action(Enum):
     UNKNOWN = "unknown"
     """Of an even group, and not in the standard."""
     CODE = "code"
-    """Value or meaning of a code: kept when the coding scheme is a public one."""
+    """Value, scheme, version or meaning of a code: kept when the coding scheme is a public one."""
     PATIENT_ID = "patient ID"
     PATIENT_NAME = "patient name"
     PIXELS = "pixels"
@@ -123,6 +123,8 @@ REMOVED: Mapping[int, str] = {
 
 _SPECIAL: Mapping[int, Action] = {
     0x00080100: Action.CODE,
+    0x00080102: Action.CODE,
+    0x00080103: Action.CODE,
     0x00080104: Action.CODE,
     0x00080119: Action.CODE,
     0x00100010: Action.PATIENT_NAME,
