@@ -1,4 +1,4 @@
-"""Where a secret key comes from: a file, an environment variable, or a command such as a key management system's client.
+"""Where a secret key comes from: a file, an environment variable, or a command that asks a key management system.
 
 A key never appears in a message, a representation or a log; what went wrong with one is said by where it should have
 come from.
