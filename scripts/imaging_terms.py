@@ -18,7 +18,7 @@ TERMS: Mapping[str, str] = {
     "modalities": """
         angio angiogram angiography arthro arthrogram bmd cbct colonography cr cta ctv ct cystogram dbt dexa doppler
         dsa duplex dx dxa echo echocardiogram ecg eeg elastography enterography ercp fdg fluoro fluoroscopy fundus
-        hrct hsg ivp ivu ivus kub mammo mammogram mammography mammographic meg mg mr mra mrcp mre mri mrv myelogram nm
+        hrct hsg ivp ivu ivus kub mammo mammogram mammography mammographic mg mr mra mrcp mre mri mrv myelogram nm
         nuclear oct octa op ophthalmic opg orthopantomogram pet portable radiograph radiographic radiography rf scan
         scans scanner scanogram scintigraphy sonogram sonography spect spectroscopy stereo tee tomo tomography
         tomosynthesis tte ultrasound urogram urography us usg vcug venogram venography videofluoroscopy xa xr xray
@@ -28,11 +28,11 @@ TERMS: Mapping[str, str] = {
         additional baseline bedside brightness captured capture comparison compared complete completed copy cropped
         diagnostic dosage dose exam examination examinations examinate exams filtered findings followup frame frames
         guidance guided image images imaging impression indication inverted limited localizer localiser localizers loc
-        magnified multi multiple overview planning procedure processed processing protocol qa qc quick raw
-        recon reconstructed reconstruction reconstructions reference reformat reformats reformatted repeat report
-        routine scout screening secondary sequence sequences series serie simulation single slab slice slices spot
-        standard stack staging studies study summary surview survey technique test topogram treatment uncropped
-        unprocessed view views volume workstation
+        magnified multi multiple overview planning procedure processed processing protocol qa qc quick raw recon
+        reconstructed reconstruction reconstructions reference reformat reformats reformatted repeat report routine
+        scout screening secondary sequence sequences series serie simulation single slab slice slices spot standard
+        staging studies study summary surview survey technique test topogram treatment uncropped unprocessed view
+        views volume workstation
     """,
     "views and positions": """
         ap pa lat lateral laterals ll rl lm ml mlo cc xccl rcc lcc rmlo lmlo rml lml obl oblique obliques rao lao rpo
@@ -48,7 +48,7 @@ TERMS: Mapping[str, str] = {
     "directions": """
         left right superior inferior anterior posterior ant inf sup med prox dist upper lower mid middle medial
         proximal distal above below between inner outer central peripheral anterolateral posterolateral anteromedial
-        inward outward ipsilateral contralateral cranial caudal rostral ventral deep superficial both side sides sided
+        inward outward ipsilateral contralateral cranial caudal rostral ventral deep superficial both side sided
     """,
     "sequences and techniques": """
         adc asl axials bh blade bold bravo breathhold breathing bssfp cest ciss coronals cube dce dixon diffusion dir
@@ -56,7 +56,7 @@ TERMS: Mapping[str, str] = {
         gado gadolinium gradient gre haste hires highres hr ideal inphase outphase opposed phase invivo inversion ir
         isotropic iso lava lowres map maps mip minip mpr mprage mrv multiphase navigator pd pdfs pdw perf perfusion
         phaseref pilot propeller proton qsm radial reference resolution resp respiratory rest resting rfmri rtt
-        sagittals saturated saturation se sense ser shim smart space spair spectral spgr spin spir ssfse stir stress
+        sagittals saturated saturation se sense ser smart space spair spectral spgr spin spir ssfse stir stress
         suppressed suppression swan swi tesla thrive tirm tof trace triggered triggering trufi truefisp tse turbo ufse
         venc vibe vista vrt vr water weighted wfs adaptive algorithm asir angulated bonekernel calcium cardiac ctdi
         detail dlp dual edge energy gated gating helical hd iterative kernel ksp kv kvp mas medium monoenergetic
@@ -111,17 +111,17 @@ TERMS: Mapping[str, str] = {
     """,
     "devices": """
         biopsy catheter cath clip clips coil coils cvc detector device drain drainage ett fixation grid hardware icd
-        implant implants line lines needle ngt pacemaker phantom picc pin pins plate port prosthesis rod screw screws
+        implant implants line lines needle ngt pacemaker phantom picc pin pins plate port prosthesis screw screws
         shunt stent stents tube tubes valve wire wires bucky tray wallstand table tabletop cassette collimator cr ddr
         flat panel headcoil kneecoil bodycoil surface array
     """,
     "parts and properties, rare as names": """
-        atlas band balloon bile border cava chamber channel cornea corpus crest current distance dura endo factor flank
-        floor flow fontan fraction gamma gate graft halo lobe lobes layer leak lesser loss lut marrow mater matter mean
-        media nipple node nodes notch organ out patch peak placement plane planes point points pool pouch pump ramp
-        ramus range ring row sample scale score sensor shape shield source step steps strength tip tonsil tonsils top
-        trial vena voi wave wedge pe rx ob arteriogram transvaginal fibroma gad marker signal trimester
-        second radiographie oberes mrt cad nonossifying
+        atlas band balloon bile border cava chamber channel cornea corpus crest current distance dura endo factor
+        flank floor flow fontan fraction gamma gate graft halo lobe lobes layer loss lut marrow mater matter mean
+        media nipple node nodes notch organ out placement plane planes point points pool pouch pump ramp ramus row
+        scale score sensor shape shield source step steps strength tip tonsil tonsils top trial vena voi wave wedge pe
+        rx ob arteriogram transvaginal fibroma gad marker signal trimester second radiographie oberes mrt cad
+        nonossifying
     """,
     "units": """
         mm cm kv kvp kev mev mas mgy gy cgy hz khz mhz sec secs msec bpm mci mbq kbq bq deg degrees degree ml percent
@@ -129,11 +129,11 @@ TERMS: Mapping[str, str] = {
     "function words": """
         a all an and are as at be but each for in including into is no not of off on only or other over per plus than
         that the then there these this to under up via was were which while within after again before during first
-        second third fourth one two three four five six seven eight nine ten double follow new prior previous since
-        small large long short high low big tall wide narrow full half partial whole total main minor major light
-        heavy quick axis axes level levels field key cross true false open closed yes trauma emergency stat urgent
-        inpatient outpatient paediatric pediatric adult child infant neonatal fetal foetal obstetric obstetrical gyn
-        gynecological auto automatic manual default custom fine coarse bright dark l r c t w x o p v
+        second third fourth one two three four five six seven eight nine ten double follow previous since small large
+        long short high low big tall wide narrow full half partial whole total main heavy quick axis axes level levels
+        field key cross true false open closed yes trauma emergency stat urgent inpatient outpatient paediatric
+        pediatric adult infant neonatal fetal foetal obstetric obstetrical gyn gynecological auto automatic default
+        custom fine coarse bright dark l r c t w x o p v
     """,
     "other languages": """
         kopf schaedel schadel hals becken knie schulter hufte huefte wirbelsaule wirbelsaeule hws bws lws fuss
@@ -163,12 +163,52 @@ ANATOMY_THAT_IS_A_NAME = word_set(
 )
 """Stay beside other terms, or alone."""
 
-OTHER_TERMS_THAT_ARE_NAMES = word_set(
-    """
-    branch bravo bright child cross dark dixon drain early edge fast field fine floor frame free high key lao large le
-    leak lesser light long low lower main major manual marker marrow meg minor new patch peak pool post
-    power prior quick range rao ring rod root rue rule sample sharp shim short sides small smart stack standard stone
-    surface swan true vena wall
-    """
-)
-"""Stay beside other terms only."""
+
+TERMS_BESIDE: Mapping[str, str] = {
+    "branch": "bundle left retinal right",
+    "bravo": "3d ax axial cor sag t1",
+    "bright": "blood",
+    "cross": "section sectional table",
+    "dark": "blood field fluid",
+    "dixon": "3d ax axial cor fat fs pd sag t1 t1w t2 t2w tra tse vibe water",
+    "drain": "catheter chest placement tube",
+    "early": "arterial phase venous",
+    "edge": "enhanced enhancement",
+    "fast": "echo exam scan spin",
+    "field": "full large of view visual wide",
+    "fine": "cut needle slice",
+    "floor": "orbital pelvic",
+    "frame": "multi rate time",
+    "free": "air breathing fluid",
+    "high": "definition dose pitch res resolution",
+    "key": "image images",
+    "lao": "# caudal cranial oblique view",
+    "large": "bowel field fov intestine part",
+    "le": "doppler venous",
+    "long": "ax axis leg view",
+    "low": "dose res resolution",
+    "lower": "abdomen extremities extremity leg legs limb lobe pole",
+    "main": "artery bronchus",
+    "marker": "skin",
+    "marrow": "bone",
+    "pool": "blood",
+    "post": "contrast gad gadolinium gado injection op operative processing reduction surgical treatment void",
+    "power": "doppler",
+    "quick": "brain",
+    "rao": "# caudal cranial oblique view",
+    "root": "aortic nerve",
+    "rue": "doppler venous",
+    "rule": "out",
+    "sharp": "bone kernel lung",
+    "short": "ax axis tau view",
+    "small": "bowel field fov intestine part parts",
+    "smart": "prep",
+    "standard": "dose kernel plane protocol recon view views",
+    "stone": "kidney protocol renal search",
+    "surface": "coil rendered rendering",
+    "swan": "3d ax axial",
+    "true": "ap lateral",
+    "vena": "cava",
+    "wall": "abdominal chest",
+}
+"""Terms that are also names, each with the words beside which it is a term; # is a number. Elsewhere it goes."""

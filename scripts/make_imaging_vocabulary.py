@@ -32,8 +32,8 @@ from typing import Any
 
 from imaging_terms import (
     ANATOMY_THAT_IS_A_NAME,
-    OTHER_TERMS_THAT_ARE_NAMES,
     TERMS,
+    TERMS_BESIDE,
     TERMS_THAT_STAY_THOUGH_NAMES,
 )
 from pydicom.datadict import DicomDictionary
@@ -252,7 +252,7 @@ def _terms() -> set[str]:
     return {word for group in TERMS.values() for word in group.split()}
 
 
-def vocabulary(names: frozenset[str], common: frozenset[str]) -> dict[str, list[str]]:
+def vocabulary(names: frozenset[str], common: frozenset[str]) -> dict[str, Any]:
     """The words by how strictly they are kept.
 
     Raises
@@ -261,7 +261,7 @@ def vocabulary(names: frozenset[str], common: frozenset[str]) -> dict[str, list[
         If a term of ``imaging_terms.py`` is a name and nothing says how it is treated, or is said to be one and is not.
     """
     terms = _terms()
-    strict = set(ANATOMY_THAT_IS_A_NAME) | set(OTHER_TERMS_THAT_ARE_NAMES)
+    strict = set(ANATOMY_THAT_IS_A_NAME) | TERMS_BESIDE.keys()
     decided = strict | set(TERMS_THAT_STAY_THOUGH_NAMES)
     forbidden = CALENDAR | PERSONS_AND_PLACES | EPONYMS
     both = {term for term in terms if len(term) > 1 and (term in common or term in forbidden)} - set(DATES_TOO)
@@ -272,23 +272,26 @@ def vocabulary(names: frozenset[str], common: frozenset[str]) -> dict[str, list[
     found = (set(dictionary_words()) | set(body_parts())) - names - forbidden
     strict |= set(DATES_TOO) | {term for term in terms if len(term) == 1}
     plain = (found | terms | set(numbered_terms())) - strict
-    return {
+    lists: dict[str, Any] = {
         "words": sorted(plain),
         "anatomy_that_is_a_name": sorted(ANATOMY_THAT_IS_A_NAME),
-        "other_terms_that_are_names": sorted(
-            set(OTHER_TERMS_THAT_ARE_NAMES) | {term for term in terms if len(term) == 1}
-        ),
+        "letters": sorted(term for term in terms if len(term) == 1),
         "terms_that_are_dates": sorted(DATES_TOO),
     }
+    return lists | {"terms_beside": {term: beside.split() for term, beside in sorted(TERMS_BESIDE.items())}}
 
 
-def render(header: dict[str, Any], parts: dict[str, list[str]]) -> str:
+def render(header: dict[str, Any], parts: dict[str, Any]) -> str:
     """JSON text with the words of one initial a line."""
     lines = ["{", f'"header": {json.dumps(header, indent=1)}']
-    for name, words in parts.items():
-        initials = sorted({word[0] for word in words})
-        body = ",\n".join(", ".join(json.dumps(word) for word in words if word[0] == initial) for initial in initials)
+    for name, part in parts.items():
         lines[-1] += ","
+        if isinstance(part, dict):
+            body = ",\n".join(f"{json.dumps(key)}: {json.dumps(words)}" for key, words in part.items())
+            lines.append(f'"{name}": {{\n{body}\n}}')
+            continue
+        initials = sorted({word[0] for word in part})
+        body = ",\n".join(", ".join(json.dumps(word) for word in part if word[0] == initial) for initial in initials)
         lines.append(f'"{name}": [\n{body}\n]')
     return "\n".join([*lines, "}", ""])
 

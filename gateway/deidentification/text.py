@@ -19,6 +19,7 @@ import re
 import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 _LONGEST_CHARACTERS = 20_000
 """Twice the longest LT (PS3.5 Table 6.2-1); what is longer is no descriptor."""
@@ -69,16 +70,17 @@ class _Kind:
     MEASURE = 3
     """A number with a unit."""
     NAME = 4
-    """A term that is also a name."""
+    """A term that is also a name, but not beside certain other terms."""
     ANATOMY = 5
-    """So, and a part of the body."""
+    """A part of the body that is also a name."""
     DATE = 6
     """A term that is also short for a month or a day."""
-    TERM = 7
+    LETTER = 7
+    TERM = 8
 
 
 _NUMERIC = (_Kind.GONE_NUMBER, _Kind.NUMBER, _Kind.MEASURE)
-_STRICT = (_Kind.NAME, _Kind.ANATOMY, _Kind.DATE)
+_STRICT = (_Kind.LETTER, _Kind.ANATOMY, _Kind.DATE)
 _LOST = (_Kind.GONE, _Kind.GONE_NUMBER)
 
 
@@ -91,17 +93,23 @@ class _Token:
 
 
 @functools.cache
+def _loaded() -> dict[str, Any]:
+    text = (importlib.resources.files("gateway.deidentification") / "imaging_words.json").read_text(encoding="utf-8")
+    loaded: dict[str, Any] = json.loads(text)
+    return loaded
+
+
+@functools.cache
 def vocabulary() -> dict[str, int]:
     """Each word that may stay, in lower case and without accents, and how strictly."""
-    text = (importlib.resources.files("gateway.deidentification") / "imaging_words.json").read_text(encoding="utf-8")
-    loaded = json.loads(text)
     kinds = {
         "words": _Kind.TERM,
         "anatomy_that_is_a_name": _Kind.ANATOMY,
-        "other_terms_that_are_names": _Kind.NAME,
+        "letters": _Kind.LETTER,
+        "terms_beside": _Kind.NAME,
         "terms_that_are_dates": _Kind.DATE,
     }
-    known = {word: kind for part, kind in kinds.items() for word in loaded[part]}
+    known = {word: kind for part, kind in kinds.items() for word in _loaded()[part]}
     return known | dict.fromkeys(_PHRASES, _Kind.TERM)
 
 
@@ -150,6 +158,7 @@ class TextCleaner:
                 token.kind = _Kind.GONE
         if any(token.kind != _Kind.TERM for token in tokens):
             self._judge_numbers(tokens)
+            _judge_companions(tokens)
             _judge_names(tokens)
         if not _says_something(tokens):
             return ""
@@ -209,8 +218,24 @@ class TextCleaner:
                 token.kind = _Kind.GONE
 
 
+@functools.cache
+def _companions() -> dict[str, frozenset[str]]:
+    return {word: frozenset(beside) for word, beside in _loaded()["terms_beside"].items()}
+
+
+def _judge_companions(tokens: list[_Token]) -> None:
+    """Terms that are names stay beside the words that make them terms."""
+    for index, token in enumerate(tokens):
+        if token.kind != _Kind.NAME:
+            continue
+        companions = _companions()[token.text]
+        beside = [other for other in tokens[max(index - 1, 0) : index + 2] if other.kind not in _LOST]
+        met = any(other.text in companions or ("#" in companions and other.kind in _NUMERIC) for other in beside)
+        token.kind = _Kind.TERM if met else _Kind.GONE
+
+
 def _judge_names(tokens: list[_Token]) -> None:
-    """Terms that are names go where anything beside them went; bare numbers where anything in the text did."""
+    """Parts of the body that are names, and letters, go where anything beside them went; bare numbers anywhere then."""
     start = 0
     while start < len(tokens):
         if tokens[start].kind not in _STRICT:
@@ -222,8 +247,7 @@ def _judge_names(tokens: list[_Token]) -> None:
         beside = tokens[max(start - 1, 0) : start] + tokens[end : end + 1]
         run = tokens[start:end]
         letters = any(len(token.text) == 1 for token in run)
-        weak = _WEAK_WORDS if all(token.kind == _Kind.ANATOMY for token in run) else _WEAK_WORDS | {"mr"}
-        alone = len(run) < len(tokens) and all(token.text in weak for token in beside)
+        alone = len(run) < len(tokens) and all(token.text in _WEAK_WORDS for token in beside)
         if alone or any(token.kind == _Kind.GONE or (letters and token.kind == _Kind.GONE_NUMBER) for token in beside):
             for token in run:
                 token.kind = _Kind.GONE
