@@ -46,6 +46,8 @@ _FORMS = {
 _OTHER_FORM = r"[A-Za-z]{0,4}[0-9]{1,6}(?:[.\-:][A-Za-z0-9]{1,6}){0,3}|[A-Za-z]{1,8}"
 _VERSION = re.compile(r"[vV]?\d{1,4}(?:[a-z]|(?:\.\d{1,4}){1,3})?|\d{8}|\d{4}-\d\d-\d\d")
 _NOT_A_WORD = re.compile(r"[\W_]+")
+_SEMANTIC_TAG = re.compile(r" \([a-z ]+\)$")
+"""Of SNOMED's fully specified names: ``(body structure)``."""
 _MOST_REMEMBERED = 10_000
 
 
@@ -93,7 +95,7 @@ class MeaningRule:
         known = _known_meanings(scheme, value)
         if any(_words(meaning) == _words(given) for meaning in known):
             return given
-        return known[0] if known else cleaned or UNSAID_MEANING
+        return min(known, key=len) if known else cleaned or UNSAID_MEANING
 
 
 def _words(text: str) -> str:
@@ -112,5 +114,5 @@ def _meanings(scheme: str) -> dict[str, tuple[str, ...]]:
     found: dict[str, tuple[str, ...]] = {}
     for codes in concepts.get(scheme, {}).values():
         for value, (meaning, _) in codes.items():
-            found[value] = (*found.get(value, ()), meaning[:64])
+            found[value] = (*found.get(value, ()), _SEMANTIC_TAG.sub("", meaning)[:64])
     return found

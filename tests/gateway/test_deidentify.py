@@ -146,8 +146,7 @@ class Planter:
 
 TEXT_VRS = ["AE", "DA", "DT", "LO", "LT", "PN", "SH", "ST", "TM", "UC", "UI", "UR", "UT", "OB", "UN"]
 KEPT_BY_RULE = profile.KEPT_TEXTS.keys() | profile.KEPT_BULK.keys()
-CODES = {0x00080100, 0x00080102, 0x00080103, 0x00080104, 0x00080119, 0x00080120}
-SKIPPED = {0x00080016, 0x00082000, 0x00282000} | CODES | KEPT_BY_RULE
+SKIPPED = {0x00080016, 0x00082000, 0x00282000} | KEPT_BY_RULE
 
 
 def device_identity(tag: int) -> bool:
@@ -199,7 +198,20 @@ def planted_object(planter: Planter) -> bytes:
         + element(0x00080102, "SH", b"99LOCAL")
         + element(0x00080104, "LO", planter.token("local meaning"))
     )
+    public_code = (
+        element(0x00080100, "SH", b"51185008")
+        + element(0x00080102, "SH", b"SCT")
+        + element(0x00080103, "SH", planter.token("version of a public scheme"))
+        + element(0x00080104, "LO", planter.token("meaning of a public code"))
+        + element(0x00080119, "UC", planter.token("long value of a public code"))
+    )
+    value_of_no_scheme = (
+        element(0x00080100, "SH", planter.token("value of a public scheme"))
+        + element(0x00080102, "SH", b"DCM")
+        + element(0x00080104, "LO", planter.token("its meaning"))
+    )
     elements |= private | {
+        0x00080220: sequence(0x00080220, public_code, value_of_no_scheme),
         0x00081140: sequence(0x00081140, joined(nested)),
         0x00082218: sequence(0x00082218, local_code),
         0x00880200: sequence(0x00880200, element(0x7FE00010, "OB", planter.token("icon"))),
