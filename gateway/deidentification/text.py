@@ -296,7 +296,7 @@ def _folded(text: str) -> str:
     """Without accents, in the same case."""
     if text.isascii():
         return text
-    return "".join(letter for letter in unicodedata.normalize("NFKD", text) if not unicodedata.combining(letter))
+    return "".join(letter for letter in unicodedata.normalize("NFD", text) if not unicodedata.combining(letter))
 
 
 def _lower(letter: str) -> str:
