@@ -44,7 +44,8 @@ class Deidentifier:
     profile
         Options of PS3.15 E.3 and what a site allows.
     text_finder
-        Looks for text burned into pixels; needed for Clean Pixel Data, and only used then.
+        Looks for text burned into pixels, needed for Clean Pixel Data; and into overlays, which Clean Graphics keeps
+        only when they were looked at.
 
     Raises
     ------
@@ -73,7 +74,7 @@ class Deidentifier:
             safe_private=SafePrivateList(profile.safe_private),
             meanings=MeaningRule(TextCleaner(()).clean),
             sop_classes=accepted_sop_classes() | profile.further_sop_classes,
-            text_finder=text_finder if Option.CLEAN_PIXEL_DATA in profile.options else None,
+            text_finder=text_finder,
         )
 
     def uid(self, original: str) -> str:

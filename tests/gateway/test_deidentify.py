@@ -253,6 +253,37 @@ def test_no_planted_token_survives_in_any_byte() -> None:
     assert read(result).pixel_array.tobytes() == bytes(range(64))
 
 
+FULL, MODIFIED = Option.RETAIN_LONGITUDINAL_FULL_DATES, Option.RETAIN_LONGITUDINAL_MODIFIED_DATES
+
+
+@pytest.mark.parametrize(
+    "chosen",
+    [
+        {Option.CLEAN_DESCRIPTORS, Option.CLEAN_GRAPHICS, Option.CLEAN_STRUCTURED_CONTENT},
+        *({option} for option in Option if option not in (Option.CLEAN_PIXEL_DATA, Option.RETAIN_SAFE_PRIVATE)),
+        set(Option) - {Option.CLEAN_PIXEL_DATA, Option.RETAIN_SAFE_PRIVATE, FULL},
+        set(Option) - {Option.CLEAN_PIXEL_DATA, Option.RETAIN_SAFE_PRIVATE, MODIFIED},
+    ],
+    ids=lambda chosen: "+".join(sorted(chosen)) if len(chosen) < 4 else f"{len(chosen)} options",
+)
+def test_what_survives_an_option_is_what_its_column_keeps(chosen: set[Option]) -> None:
+    planter = Planter()
+    encoded = planted_object(planter)
+    taken = DeidentificationProfile(options=frozenset(chosen), unknown_attributes="remove")
+    result = written(Deidentifier(KEY, taken).dataset(read(encoded)))
+
+    unexpected = {}
+    for token, where in planter.found_in(result).items():
+        tags = [word for word in where.split() if len(word) == 8 and word.isalnum() and word.upper() == word]
+        row = profile.table().get(tags[0]) if tags else None
+        kept_by_row = row is not None and any(row.options.get(option) == "K" for option in chosen)
+        time_of_day = row is not None and where.endswith(" TM") and MODIFIED in chosen and MODIFIED in row.options
+        unlisted_uid = row is None and where.endswith(" UI") and Option.RETAIN_UIDS in chosen
+        if not (kept_by_row or time_of_day or unlisted_uid):
+            unexpected[token] = where
+    assert unexpected == {}
+
+
 def test_an_attribute_that_the_standard_does_not_have_sends_the_object_to_quarantine() -> None:
     unknown = {0x00084ABC: element(0x00084ABC, "LO", b"Zqplanted")}
     nested = {0x00081140: sequence(0x00081140, joined(unknown))}
