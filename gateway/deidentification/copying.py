@@ -15,7 +15,7 @@ from pydicom.dataelem import RawDataElement
 from pydicom.multival import MultiValue
 from pydicom.uid import UID
 
-from gateway.deidentification import codes, content, dates, values
+from gateway.deidentification import codes, content, dates, lookup_tables, values
 from gateway.deidentification.changes import ChangeRecord, Verb, tag_text
 from gateway.deidentification.elements import (
     Element,
@@ -79,6 +79,8 @@ class _Level:
     """In the content item that holds the subject's age."""
     is_blank: bool = False
     """A content item that may not stay, but whose place other items refer to."""
+    safe: frozenset[int] | None = None
+    """Private attributes that stay, once they were looked for."""
 
 
 class Copy:
@@ -158,7 +160,7 @@ class Copy:
         if is_empty(element):
             return None if action is Action.PIXELS else DataElement(tag, vr_of(tag), None)
         if action is Action.KEEP:
-            return self._kept(level, element)
+            return self._table(level, element) if tag in lookup_tables.DESCRIPTORS else self._kept(level, element)
         if action in (Action.CLEAN_ITEMS, Action.KEEP_ITEMS, Action.CLEAN_CONTENT):
             return self._items(level, element, action)
         handler = _HANDLERS.get(action)
@@ -216,6 +218,19 @@ class Copy:
     def _unfit(self, level: _Level, element: Element, declared: str) -> DataElement | None:
         """For a value that has not the form of its VR; what should be a UID becomes one, since objects need theirs."""
         return self._replaced_uid(level, element) if declared == "UI" else self._fallback(level, int(element.tag))
+
+    def _table(self, level: _Level, element: Element) -> Element | None:
+        """A palette or look-up table, without what lies behind its last entry."""
+        tag = int(element.tag)
+        kept = self._kept(level, element)
+        if kept is None or is_empty(kept):
+            return kept
+        if isinstance(kept, RawDataElement):
+            value = lookup_tables.trimmed(level.source, tag, cast(bytes, kept.value))
+            return self._fallback(level, tag) if value is None else kept._replace(value=value, length=len(value))
+        trim = lookup_tables.trimmed if isinstance(kept.value, bytes) else lookup_tables.trimmed_numbers
+        table = trim(level.source, tag, kept.value)
+        return self._fallback(level, tag) if table is None else DataElement(tag, kept.VR, table)
 
     def _is_foreign(self, element: RawDataElement) -> bool:
         """Whether the element is not encoded as the transfer syntax says, so that its bytes cannot be written again."""
@@ -364,7 +379,9 @@ class Copy:
 
     def _private(self, level: _Level, tag: int, element: Element) -> Element | None:
         """A private attribute that the site declared safe: dates and UIDs go by the options, sequences are cleaned."""
-        if not self._safe_private.holds(level.source, tag) or is_empty(element):
+        if level.safe is None:
+            level.safe = self._safe_private.tags_in(level.source)
+        if tag not in level.safe or is_empty(element):
             return None
         if element.VR in (None, "UN"):
             readable = decoded(level.source, element)

@@ -11,7 +11,7 @@ import functools
 import itertools
 import re
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from pydicom import uid
@@ -27,7 +27,9 @@ _SCAN_END = re.compile(rb"\xff[\x80-\xcf\xd8-\xfe]", re.DOTALL)
 _STAND_ALONE = frozenset([0x01, *range(0xD0, 0xD8)])
 _CODING = frozenset([*range(0xC0, 0xD0), 0xDA, 0xDB, 0xDC, 0xDD, 0xDE, 0xDF, 0xF7, 0xF8])
 _APP0, _APP8, _APP14, _COM = 0xE0, 0xE8, 0xEE, 0xFE
-_DQT = 0xDB
+_DQT, _DHT = 0xDB, 0xC4
+_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+"""Markers of frame headers, which name the quantization table of each component."""
 _CODESTREAM_MARKERS = frozenset(
     [
         *(0xFF50, 0xFF51, 0xFF52, 0xFF53, 0xFF55, 0xFF56, 0xFF57, 0xFF58, 0xFF59, 0xFF5C, 0xFF5D, 0xFF5E, 0xFF5F),
@@ -161,11 +163,12 @@ def clean_jpeg(stream: memoryview) -> Pieces:
     """Pieces of a JPEG or JPEG-LS stream without APPn and COM segments and without what follows its end.
 
     JFIF's APP0 stays without its thumbnail, Adobe's APP14 and the colour transform of JPEG-LS's APP8 stay: they say how
-    the components are to be read.
+    the components are to be read. Tables that no component uses go.
     """
     if bytes(stream[:2]) != b"\xff\xd8":
         raise DeidentificationError("a JPEG stream does not begin with its marker")
     kept = _Ranges(stream, 2)
+    tables = _Tables(kept)
     position = 2
     while True:
         if stream[position] != 0xFF:
@@ -174,7 +177,7 @@ def clean_jpeg(stream: memoryview) -> Pieces:
             position += 1
         marker = stream[position + 1]
         if marker == 0xD9:
-            return kept.finish(position + 2)
+            return tables.finish(position + 2)
         if marker in _STAND_ALONE:
             position += 2
             continue
@@ -185,12 +188,72 @@ def clean_jpeg(stream: memoryview) -> Pieces:
             if not (0xE0 <= marker <= 0xEF or 0xF0 <= marker <= _COM):
                 raise DeidentificationError("a JPEG stream has a reserved marker")
             kept.replace(position, end, _application_segment(marker, bytes(stream[position + 4 : end])))
+        else:
+            tables.note(marker, position, end)
         position = end
         if marker == 0xDA:
             found = _SCAN_END.search(stream, end)
             if found is None:  # cut off, or without its end marker: nothing can follow
-                return kept.finish(len(stream))
+                return tables.finish(len(stream))
             position = found.start()
+
+
+class _Tables:
+    """Quantization and Huffman tables of a JPEG stream, and which of them its components use (10918-1 B.2)."""
+
+    __slots__ = ("_huffman", "_kept", "_quantization", "_segments")
+
+    def __init__(self, kept: _Ranges) -> None:
+        self._kept = kept
+        self._segments: list[tuple[int, int]] = []
+        self._quantization: set[int] = set()
+        self._huffman: set[int] = set()
+
+    def note(self, marker: int, start: int, end: int) -> None:
+        """Take note of the segment with these bounds."""
+        payload = self._kept.bytes_between(start + 4, end)
+        if marker in (_DQT, _DHT):
+            self._segments.append((marker, self._kept.set_aside(start, end)))
+        elif marker in _FRAMES:
+            self._quantization.update(payload[8::3])
+        elif marker == 0xDA:
+            for selector in payload[2 : 1 + 2 * payload[0] : 2]:
+                self._huffman |= {selector >> 4, selector & 15 | 16}
+
+    def finish(self, end: int) -> Pieces:
+        """All that is kept of the stream, up to `end`."""
+        for marker, place in self._segments:
+            segment = self._kept.piece(place)
+            read, used = (
+                (_quantization_tables, self._quantization) if marker == _DQT else (_huffman_tables, self._huffman)
+            )
+            tables = [table for key, table in read(segment[4:]) if key in used]
+            if sum(map(len, tables)) + 4 == len(segment):
+                continue
+            content = b"".join(tables)
+            header = bytes([0xFF, marker]) + (len(content) + 2).to_bytes(2, "big")
+            self._kept.put_back(place, header + content if content else b"")
+        return self._kept.finish(end)
+
+
+def _quantization_tables(payload: bytes) -> Iterator[tuple[int, bytes]]:
+    position = 0
+    while position < len(payload):
+        size = 65 + 64 * (payload[position] >> 4)
+        if position + size > len(payload) or payload[position] >> 4 > 1:
+            raise DeidentificationError("a JPEG quantization table is cut off")
+        yield payload[position] & 15, payload[position : position + size]
+        position += size
+
+
+def _huffman_tables(payload: bytes) -> Iterator[tuple[int, bytes]]:
+    position = 0
+    while position < len(payload):
+        size = 17 + sum(payload[position + 1 : position + 17])
+        if position + size > len(payload):
+            raise DeidentificationError("a JPEG Huffman table is cut off")
+        yield payload[position] & 31, payload[position : position + size]
+        position += size
 
 
 def _application_segment(marker: int, payload: bytes) -> bytes:
@@ -273,6 +336,20 @@ class _Ranges:
     def replace(self, start: int, end: int, by: bytes) -> None:
         self._pieces += [self._stream[self._kept : start], by]
         self._kept = end
+
+    def bytes_between(self, start: int, end: int) -> bytes:
+        return bytes(self._stream[start:end])
+
+    def set_aside(self, start: int, end: int) -> int:
+        """The place of a range that may still be replaced."""
+        self.replace(start, end, self.bytes_between(start, end))
+        return len(self._pieces) - 1
+
+    def piece(self, place: int) -> bytes:
+        return bytes(self._pieces[place])
+
+    def put_back(self, place: int, by: bytes) -> None:
+        self._pieces[place] = by
 
     def finish(self, end: int) -> Pieces:
         self._pieces.append(self._stream[self._kept : end])

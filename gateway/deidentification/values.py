@@ -10,6 +10,7 @@ from pydicom._uid_dict import UID_dictionary
 from pydicom.datadict import dictionary_VM, dictionary_VR
 
 from gateway.deidentification import dates
+from gateway.deidentification.terms import is_term
 
 PUBLIC_SCHEMES = frozenset(
     [
@@ -73,6 +74,8 @@ _TIMEZONE_OFFSET = 0x00080201
 _PRINTED = re.compile(rb"[\x20-\x7e]+\x00?")
 _LEAST_PRINTED_BYTES = 10
 """From here on bytes that all are printable characters are taken for text, whatever number they would be."""
+_TERMS_AS_TEXTS = frozenset([0x00281054, 0x00283004])
+"""Rescale Type and Modality LUT Type: their VR is LO, their values are Defined Terms."""
 _LONGEST = {"SH": 16, "LO": 64, "ST": 1024, "LT": 10240, "UC": 1024, "UT": 10240}
 _SIZES = {"US": 2, "SS": 2, "US or SS": 2, "UL": 4, "SL": 4, "FL": 4, "AT": 4, "FD": 8, "SV": 8, "UV": 8}
 _BULK = frozenset(["OB", "OW", "OV", "OL", "OF", "OD", "OB or OW", "US or OW"])
@@ -177,6 +180,8 @@ def kept_value(tag: int, vr: str, value: bytes) -> bytes | None:
         return value if _UIDS.fullmatch(value) else None
     if vr in _SIZES:
         return value if _fits(tag, len(value), _SIZES[vr]) and _is_binary(vr, value) else None
+    if tag in _TERMS_AS_TEXTS:
+        return value if _is_term(tag, value.strip(b" \x00")) else None
     if vr in _LONGEST:
         parts = value.split(b"\\") if vr in ("SH", "LO", "UC") else [value]
         allowed = _multiplicity(tag)
@@ -254,13 +259,18 @@ def _kept_terms(tag: int, value: bytes) -> bytes | None:
     if tag == 0x00080005:
         return value if _CHARACTER_SETS.fullmatch(value) else None
     terms = value.rstrip(b"\x00").split(b"\\")
-    good = [term if _TERM.fullmatch(term.strip(b" ")) else b"" for term in terms]
+    good = [term if _is_term(tag, term.strip(b" ")) else b"" for term in terms]
     if good == terms:
         return value
     if len(terms) == 1 or not any(good):
         return None
     kept = b"\\".join(good)
     return kept + b" " * (len(kept) % 2)
+
+
+def _is_term(tag: int, term: bytes) -> bool:
+    """Whether it has the form of a term and is made of words of imaging; a site answers for its private attributes."""
+    return bool(_TERM.fullmatch(term)) and (tag >> 16 & 1 == 1 or is_term(term.decode("ascii")))
 
 
 def _fits(tag: int, length: int, size: int) -> bool:

@@ -294,12 +294,6 @@ simple(
     text(0x0008103E, "LO"),
     token=b"\x1b$B;3ED\x1b(B",
 )
-simple(
-    "escapes in a kept text",
-    lambda token: element(0x00080005, "CS", b"\\ISO 2022 IR 87"),
-    text(0x00181210, "SH", b"\x1b$B"),
-    token=b";3ED;3ED;3ED;3ED;3ED;3ED",
-)
 
 # --- UIDs ---------------------------------------------------------------------------------------------------------
 
