@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import stat
@@ -40,7 +41,10 @@ class Crosswalk:
         if problem:
             self._file.close()
             raise SettingsError(f"--crosswalk {problem}")
-        self._write({"kind": "crosswalk", "input": str(source)})
+        try:
+            self._write({"kind": "crosswalk", "input": str(source)})
+        except OSError as error:
+            raise SettingsError(f"--crosswalk cannot be written: {error.strerror}") from error
 
     def write(self, path: str, row: dict[str, Any]) -> None:
         """The fate of the file at `path` below the input.
@@ -60,4 +64,4 @@ class Crosswalk:
     def _write(self, row: dict[str, Any]) -> None:
         line = (json.dumps(row, separators=(",", ":")) + "\n").encode()
         if self._file.write(line) != len(line):
-            raise OSError(28, "No space left on device")
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

@@ -51,6 +51,7 @@ _ITEM_NUMBER = re.compile(r"\[\d+\]")
 _UNFORESEEN = (*UNREADABLE, InvalidDicomError, RecursionError, ArithmeticError, AssertionError, RuntimeError)
 _FULL = frozenset([errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
 DISK_FULL = "no room for the output"
+TOO_LARGE = "it needs more memory than a file may take"
 OTHER_CONTENT = "a file with other content has the name of the output"
 
 
@@ -122,9 +123,9 @@ class FileWork:
         except (OutOfResourcesError, DecoderUnavailableError) as error:
             row["reason"] = str(error)
         except MemoryError:
-            row["reason"] = "it needs more memory than a file may take"
+            row["reason"] = TOO_LARGE
         except OSError as error:
-            row["reason"] = DISK_FULL if error.errno in _FULL else f"reading or writing failed: {_strerror(error)}"
+            row["reason"] = _reason_of(error)
         except _UNFORESEEN as error:
             # The text of such an error may quote a value.
             row["state"], row["reason"] = "refused", f"it cannot be read: {type(error).__name__}"
@@ -157,7 +158,9 @@ class FileWork:
         except BaseException:
             del row["output"]
             raise
-        row["state"], row["changes"] = "done", changes
+        row["state"] = "done"
+        row["method"] = [str(each.CodeValue) for each in copy.DeidentificationMethodCodeSequence]
+        row["changes"] = changes
 
     def _inspect(self, source: IO[bytes]) -> Inspection:
         head, offset = _read_head(source)
@@ -285,6 +288,18 @@ def _sha256_in(folder: int, name: str) -> str:
         return ""
     with os.fdopen(descriptor, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest() if stat.S_ISREG(os.fstat(descriptor).st_mode) else ""
+
+
+def _reason_of(error: OSError) -> str:
+    # pydicom wraps errors in others of their class, whose text names the tag and whose number is lost.
+    cause: BaseException | None = error
+    while isinstance(cause, OSError) and cause.errno is None:
+        cause = cause.__cause__
+    if not isinstance(cause, OSError):
+        return f"reading or writing failed: {type(error).__name__}"
+    if cause.errno in _FULL:
+        return DISK_FULL
+    return TOO_LARGE if cause.errno == errno.ENOMEM else f"reading or writing failed: {_strerror(cause)}"
 
 
 def _strerror(error: OSError) -> str:

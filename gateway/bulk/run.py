@@ -115,28 +115,21 @@ def run(plan: Plan, *, progress: Callable[[Mapping[str, Any]], None], stop: Call
     DeidentificationError
         Workers do not start.
     """
-    with _locked(plan.places.output):
-        unfinished = plan.places.output / ".unfinished"
-        # What a killed run left.
-        shutil.rmtree(unfinished, ignore_errors=True)
-        unfinished.mkdir()
+    with _locked(plan.places.output), _unfinished_in(plan.places.output) as unfinished:
         reserve = unfinished / "reserve"
         _reserve(reserve)
 
         def make_room() -> bool:
-            with suppress(FileNotFoundError):
+            with suppress(OSError):
                 reserve.unlink()
                 return True
             return False
 
+        manifest = Manifest(plan.places.manifest, header(plan), make_room=make_room)
         try:
-            manifest = Manifest(plan.places.manifest, header(plan), make_room=make_room)
-            try:
-                return _Run(plan, manifest, unfinished, progress, stop).go()
-            finally:
-                manifest.close()
+            return _Run(plan, manifest, unfinished, progress, stop).go()
         finally:
-            shutil.rmtree(unfinished, ignore_errors=True)
+            manifest.close()
 
 
 def header(plan: Plan) -> dict[str, Any]:
@@ -153,6 +146,10 @@ def header(plan: Plan) -> dict[str, Any]:
         "profile": profile,
         "key_fingerprint": plan.key_fingerprint,
     }
+
+
+class _RecordError(Exception):
+    """What was done cannot be written down, so that nothing more is done."""
 
 
 class _Run:
@@ -178,6 +175,7 @@ class _Run:
         )
         self._plan, self._manifest, self._progress, self._stop = plan, manifest, progress, stop
         self._names = OutputNames(plan.key)
+        self._made_by = {"edition": edition(), "gateway_version": __version__}
         self._claims = Claims(manifest.done, places.output)
         self._crosswalk = None if places.crosswalk is None else Crosswalk(places.crosswalk, root)
         self._workers: list[Worker] = []
@@ -204,8 +202,8 @@ class _Run:
                     break
                 self._listen()
                 self._answer_claims()
-        except OSError as error:
-            self.summary.stopped = f"manifest or crosswalk cannot be written: {error.strerror}"
+        except _RecordError as error:
+            self.summary.stopped = str(error)
         finally:
             for worker in self._workers:
                 worker.end()
@@ -285,10 +283,13 @@ class _Run:
         self._record(path, row)
 
     def _record(self, path: str, row: dict[str, Any]) -> None:
-        row = {"kind": "file", "source": self._names.source(path), **row}
-        self._manifest.write(row)
-        if self._crosswalk is not None:
-            self._crosswalk.write(path, row)
+        row = {"kind": "file", "source": self._names.source(path), **row, **self._made_by}
+        try:
+            self._manifest.write(row)
+            if self._crosswalk is not None:
+                self._crosswalk.write(path, row)
+        except OSError as error:
+            raise _RecordError(f"manifest or crosswalk cannot be written: {error.strerror}") from error
         self.summary.add(row)
         self._full = self._full + 1 if row["reason"] == DISK_FULL else 0
         if self._full >= _FULL_IN_A_ROW:
@@ -341,6 +342,23 @@ def _locked(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def _unfinished_in(output: Path) -> Iterator[Path]:
+    """A folder for what is not whole yet, on the file system of the output; what a killed run left there goes."""
+    folder = output / ".unfinished"
+    try:
+        if folder.is_symlink():
+            raise SettingsError("OUT holds a link where unfinished files go: expected a new folder")
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(mode=0o700)
+    except OSError as error:
+        raise SettingsError(f"OUT cannot be written: {error.strerror}") from error
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _reserve(path: Path) -> None:

@@ -5,17 +5,20 @@ worker that a file has taken over can lie about that file, and do nothing to the
 
 References
 ----------
-setrlimit(2), setitimer(2).
+setrlimit(2), setitimer(2), prctl(2).
 """
 
 from __future__ import annotations
 
+import ctypes
 import json
 import mmap
 import multiprocessing
 import os
+import re
 import resource
 import signal
+import sys
 import time
 from collections.abc import Mapping
 from contextlib import suppress
@@ -29,6 +32,7 @@ from gateway.errors import DeidentificationError, GatewayError
 
 _LONGEST_MESSAGE_BYTES = 64 << 20
 _GRACE_S = 5.0
+_PR_SET_PDEATHSIG = 1
 _END_PATIENCE_S = 5.0
 _FILE_MEMORY_FACTOR = 3
 """Of its size, what a file may take on top of the limit: as read, as copied, as encoded."""
@@ -57,6 +61,9 @@ class WorkerSetup:
     limits: FileLimits
 
 
+_WORD = re.compile(r"\W")
+
+
 class WorkerDiedError(Exception):
     """The process has ended; the text says how."""
 
@@ -74,7 +81,7 @@ class Worker:
         self.ready = False
         self._limits = setup.limits
         self._since_s = time.monotonic()
-        self.process = context.Process(target=_serve, args=(theirs, setup), daemon=True)
+        self.process = context.Process(target=_serve, args=(theirs, setup, os.getpid()), daemon=True)
         with theirs:
             self.process.start()
 
@@ -102,6 +109,8 @@ class Worker:
             raise WorkerDiedError(self._ending()) from error
         if not isinstance(told, dict):
             raise WorkerDiedError("the process gave an answer that makes no sense")
+        if "broken" in told:
+            raise WorkerDiedError(f"the process ended: {_WORD.sub('', str(told['broken']))[:50]}")
         return told
 
     def is_overdue(self) -> bool:
@@ -146,11 +155,22 @@ def make_finder(profile: DeidentificationProfile) -> Any:
     return make_text_finder()
 
 
-def _serve(channel: Connection, setup: WorkerSetup) -> None:
+def _serve(channel: Connection, setup: WorkerSetup, parent_pid: int) -> None:
     """A worker's life: until its parent closes the channel or is gone."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)  # whoever stops the parent lets it finish its file
     _be_silent()
+    _die_with(parent_pid)
+    try:
+        _work(channel, setup)
+    finally:
+        error = sys.exc_info()[1]
+        if isinstance(error, Exception):
+            # A bug. The text may quote a value, and nobody sees what this process prints: its parent is told the class.
+            _tell(channel, {"broken": type(error).__name__})
+
+
+def _work(channel: Connection, setup: WorkerSetup) -> None:
     from gateway.bulk.names import OutputNames
     from gateway.bulk.one_file import CountingFinder, FileWork
     from gateway.deidentify import Deidentifier
@@ -182,7 +202,7 @@ def _serve(channel: Connection, setup: WorkerSetup) -> None:
 
     while True:
         path = str(_hear(channel)["path"])
-        # The parent keeps the time; the alarm, which kills, is for when it was killed itself.
+        # The parent keeps the time; the alarm, which kills, is for when it is stopped or hangs.
         _set_alarm(setup.limits.time_s + _GRACE_S)
         _limit_memory(held_bytes + setup.limits.memory_bytes, setup.root / path)
         row = work.do(path, claim)
@@ -198,9 +218,17 @@ def _be_silent() -> None:
     os.close(descriptor)
 
 
+def _die_with(parent_pid: int) -> None:
+    """End when the parent does, however it ends: nothing is half there that a kill could leave."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent_pid:
+        raise SystemExit(0)
+
+
 def _confine() -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core dump would hold the key and PHI
-    Path("/proc/self/oom_score_adj").write_text("1000")  # the first to go when the machine is short of memory
+    with suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("1000")  # the first to go when the machine is short of memory
 
 
 def _limit_memory(limit_bytes: int, path: Path) -> None:
