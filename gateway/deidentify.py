@@ -136,6 +136,8 @@ class Deidentifier:
         if Option.CLEAN_PIXEL_DATA in options and not self._clean_pixels(copy):
             options.remove(Option.CLEAN_PIXEL_DATA)
         write_evidence(copy, options, run.sop_class_uid)
+        if changes is not None:
+            _note_new_parts(original, copy, changes)
         return copy
 
     def _clean_pixels(self, copy: Dataset) -> bool:
@@ -147,3 +149,12 @@ class Deidentifier:
         clean_pixels(copy, self._text_finder)
         copy.BurnedInAnnotation = "NO"
         return True
+
+
+def _note_new_parts(original: Dataset, copy: Dataset, changes: ChangeRecord) -> None:
+    """Note the file meta, and what the object did not have before."""
+    for tag in map(int, getattr(original, "file_meta", {}).keys()):
+        changes.add("", tag, "replaced" if tag in copy.file_meta else "removed", "E.1.1: file meta written anew")
+    for tag in map(int, copy.keys()):
+        if tag not in original:
+            changes.add("", tag, "replaced", "E.1.1: says that and how the object is de-identified")

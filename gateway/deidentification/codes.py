@@ -13,6 +13,7 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Callable
+from typing import cast
 
 from gateway.deidentification.values import PUBLIC_SCHEMES
 
@@ -112,7 +113,8 @@ def _meanings(scheme: str) -> dict[str, tuple[str, ...]]:
     from pydicom.sr._concepts_dict import concepts  # 2 MB of source: read when a code needs it
 
     found: dict[str, tuple[str, ...]] = {}
-    for codes in concepts.get(scheme, {}).values():
+    by_scheme = cast("dict[str, dict[str, dict[str, tuple[str, list[int]]]]]", concepts)
+    for codes in by_scheme.get(scheme, {}).values():
         for value, (meaning, _) in codes.items():
             found[value] = (*found.get(value, ()), _SEMANTIC_TAG.sub("", meaning)[:64])
     return found

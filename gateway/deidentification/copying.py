@@ -277,8 +277,7 @@ class Copy:
             copies.append(below.target)
             self._work.append(below)
         if not copies and len(readable.value):
-            made = self._fallback(level, tag)
-            return None if made is None or not made.is_empty else made  # a dummy item would be no content item
+            return self._fallback(level, tag)
         return DataElement(element.tag, "SQ", Sequence(copies))
 
     def _keeps_content(self, item: Dataset) -> bool:

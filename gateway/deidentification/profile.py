@@ -24,6 +24,8 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any, NamedTuple
 
+from pydicom.datadict import keyword_for_tag
+
 from gateway.deidentification.allow_list import allowed
 from gateway.deidentification.options import CODES, Option
 from gateway.deidentification.values import vr_in_dictionary
@@ -237,7 +239,10 @@ class Profile:
 
     def fallback(self, tag: int, parent: int | None, sop_class_uid: str) -> Action:
         """What is done when a value cannot stay: as little as the IOD allows."""
-        return {1: Action.DUMMY, 2: Action.EMPTY}.get(self._types.of(tag, parent, sop_class_uid), Action.REMOVE)
+        attribute_type = self._types.of(tag, parent, sop_class_uid)
+        if attribute_type == 1 and vr_in_dictionary(tag) == "SQ" and not keyword_for_tag(tag).endswith("CodeSequence"):
+            return Action.REMOVE  # there is no dummy item but a code
+        return {1: Action.DUMMY, 2: Action.EMPTY}.get(attribute_type, Action.REMOVE)
 
     def _decide(self, tag: int, parent: int | None, sop_class_uid: str) -> Decision:
         group = tag >> 16

@@ -76,6 +76,8 @@ _LEAST_PRINTED_BYTES = 10
 """From here on bytes that all are printable characters are taken for text, whatever number they would be."""
 _TERMS_AS_TEXTS = frozenset([0x00281054, 0x00283004])
 """Rescale Type and Modality LUT Type: their VR is LO, their values are Defined Terms."""
+_MODIFYING_DEVICE_ID = 0x00203401
+"""Its VR is CS, but it is a name that Retain Device Identity keeps."""
 _LONGEST = {"SH": 16, "LO": 64, "ST": 1024, "LT": 10240, "UC": 1024, "UT": 10240}
 _SIZES = {"US": 2, "SS": 2, "US or SS": 2, "UL": 4, "SL": 4, "FL": 4, "AT": 4, "FD": 8, "SV": 8, "UV": 8}
 _BULK = frozenset(["OB", "OW", "OV", "OL", "OF", "OD", "OB or OW", "US or OW"])
@@ -270,7 +272,8 @@ def _kept_terms(tag: int, value: bytes) -> bytes | None:
 
 def _is_term(tag: int, term: bytes) -> bool:
     """Whether it has the form of a term and is made of words of imaging; a site answers for its private attributes."""
-    return bool(_TERM.fullmatch(term)) and (tag >> 16 & 1 == 1 or is_term(term.decode("ascii")))
+    free = tag >> 16 & 1 == 1 or tag == _MODIFYING_DEVICE_ID
+    return bool(_TERM.fullmatch(term)) and (free or is_term(term.decode("ascii")))
 
 
 def _fits(tag: int, length: int, size: int) -> bool:

@@ -113,6 +113,13 @@ VALUES: dict[str, Any] = {
     "UR": "http://zq.example/a",
     "US": 3,
 } | dict.fromkeys(TEXTS, "Zqplace")
+FITTING = {
+    0x00080201: "+0100",
+    0x00100040: "F",
+    0x001021A0: "UNKNOWN",
+    0x00102203: "UNALTERED",
+}
+"""Values of attributes of which not any value of the VR is one."""
 DESCRIPTION = "axial Zqword"
 """In rows that an option cleans; no identifying row has its first word, which is a term of imaging."""
 
@@ -153,8 +160,7 @@ def every_row() -> Dataset:
             value = sequence_for(tag)
         elif vr == "UI":
             value = f"1.2.999.{tag}"
-        elif tag == 0x00080201:
-            value = "+0100"
+        value = FITTING.get(tag, value)
         made.add(DataElement(tag, vr, value))
     return made
 
@@ -614,6 +620,10 @@ def test_the_record_says_what_was_done_to_each_attribute_and_no_value() -> None:
         "(0008,1140)[1]>(0008,1155)": ("ReferencedSOPInstanceUID", "new UID"),
         "(0029,1010)": ("", "kept"),
         "(0029,1011)": ("", "removed"),
+    }
+    expected |= {
+        "(0002,0003)": ("MediaStorageSOPInstanceUID", "replaced"),
+        "(0012,0064)": ("DeidentificationMethodCodeSequence", "replaced"),
     }
     assert {path: (done[path].keyword, done[path].action) for path in expected} == expected
     assert done["(0008,0020)"].reason == ("E.1-1 Retain Longitudinal Temporal Information Modified Dates: C")
