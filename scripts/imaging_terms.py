@@ -28,7 +28,7 @@ TERMS: Mapping[str, str] = {
         additional baseline bedside brightness captured capture comparison compared complete completed copy cropped
         diagnostic dosage dose exam examination examinations examinate exams filtered findings followup frame frames
         guidance guided image images imaging impression indication inverted limited localizer localiser localizers loc
-        magnified multi multiple overview planning procedure processed processing protocol qa qc quick raw recon
+        magnified multi multiple overview planning procedure processed processing protocol qa qc raw recon
         reconstructed reconstruction reconstructions reference reformat reformats reformatted repeat report routine
         scout screening secondary sequence sequences series serie simulation single slab slice slices spot standard
         staging studies study summary surview survey technique test topogram treatment uncropped unprocessed view
@@ -130,7 +130,7 @@ TERMS: Mapping[str, str] = {
         a all an and are as at be but each for in including into is no not of off on only or other over per plus than
         that the then there these this to under up via was were which while within after again before during first
         second third fourth one two three four five six seven eight nine ten double follow previous since small large
-        long short high low big tall wide narrow full half partial whole total main heavy quick axis axes level levels
+        long short high low big tall wide narrow full half partial whole total main heavy axis axes level levels
         field key cross true false open closed yes trauma emergency stat urgent inpatient outpatient paediatric
         pediatric adult infant neonatal fetal foetal obstetric obstetrical gyn gynecological auto automatic default
         custom fine coarse bright dark l r c t w x o p v
@@ -166,11 +166,11 @@ ANATOMY_THAT_IS_A_NAME = word_set(
 
 TERMS_BESIDE: Mapping[str, str] = {
     "branch": "bundle left retinal right",
-    "bravo": "3d ax axial cor sag t1",
+    "bravo": "3d",
     "bright": "blood",
     "cross": "section sectional table",
     "dark": "blood field fluid",
-    "dixon": "3d ax axial cor fat fs pd sag t1 t1w t2 t2w tra tse vibe water",
+    "dixon": "fat tse vibe water",
     "drain": "catheter chest placement tube",
     "early": "arterial phase venous",
     "edge": "enhanced enhancement",
@@ -194,7 +194,6 @@ TERMS_BESIDE: Mapping[str, str] = {
     "pool": "blood",
     "post": "contrast gad gadolinium gado injection op operative processing reduction surgical treatment void",
     "power": "doppler",
-    "quick": "brain",
     "rao": "# caudal cranial oblique view",
     "root": "aortic nerve",
     "rue": "doppler venous",
