@@ -26,6 +26,7 @@ from pydicom.dataset import FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from gateway.deidentification import dates, options, values
+from gateway.deidentification.burned_in_text import TextBox
 from gateway.deidentification.changes import ChangeRecord
 from gateway.deidentification.options import CODES, DeidentificationProfile, Option, SafePrivate
 from gateway.deidentify import Deidentifier
@@ -586,6 +587,91 @@ def test_fundus_photographs_say_that_they_are_recognizable() -> None:
 def test_cleaning_pixels_needs_something_that_finds_text() -> None:
     with pytest.raises(DeidentificationError, match="clean_pixel_data"):
         Deidentifier(KEY, profile(Option.CLEAN_PIXEL_DATA))
+
+
+class BrightFinder:
+    """Takes whatever is much brighter than the rest for text, and counts how often it was asked."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+
+    def find(self, picture: np.ndarray) -> tuple[TextBox, ...]:
+        self.asked += 1
+        rows, columns = np.nonzero(picture > 200)
+        if not len(rows):
+            return ()
+        return (
+            TextBox(
+                row=int(rows.min()),
+                column=int(columns.min()),
+                rows=int(np.ptp(rows)) + 1,
+                columns=int(np.ptp(columns)) + 1,
+                confidence=1.0,
+            ),
+        )
+
+
+def burned_in(side: int = 64) -> Dataset:
+    made = image()
+    made.Rows = made.Columns = side
+    pixels = np.full((side, side), 40, np.uint8)
+    pixels[4:12, 8:40] = 255
+    made.PixelData, made.BurnedInAnnotation = pixels.tobytes(), "YES"
+    made["PixelData"].VR = "OB"
+    return made
+
+
+def test_pixels_are_cleaned_only_where_chosen_and_only_then_claimed() -> None:
+    finder = BrightFinder()
+    cleaning = Deidentifier(KEY, profile(Option.CLEAN_PIXEL_DATA), text_finder=finder)
+    original = burned_in()
+    before = written(original)
+    result = read(written(cleaning.dataset(original)))
+    assert finder.asked > 0 and written(original) == before
+    assert not np.any(result.pixel_array[4:12, 8:40] == 255) and np.all(result.pixel_array[20:] == 40)
+    codes = [each.CodeValue for each in result.DeidentificationMethodCodeSequence]
+    assert codes == ["113100", "113101"] and result.BurnedInAnnotation == "NO"
+
+    unused = BrightFinder()
+    other = read(written(Deidentifier(KEY, profile(), text_finder=unused).dataset(burned_in())))
+    assert unused.asked == 0 and other.BurnedInAnnotation == "YES"
+    assert [each.CodeValue for each in other.DeidentificationMethodCodeSequence] == ["113100"]
+    assert other.pixel_array.max() == 255
+
+
+def test_without_pixels_nothing_is_claimed_about_them() -> None:
+    report = structured_report()
+    taken = profile(Option.CLEAN_PIXEL_DATA, further_sop_classes=frozenset({COMPREHENSIVE_SR}))
+    result = Deidentifier(KEY, taken, text_finder=BrightFinder()).dataset(report)
+    assert [each.CodeValue for each in result.DeidentificationMethodCodeSequence] == ["113100"]
+    assert "BurnedInAnnotation" not in result
+
+
+def test_pixels_that_cannot_be_looked_at_send_the_object_to_quarantine() -> None:
+    original = burned_in()
+    original.PixelData = original.PixelData[:100]
+    cleaning = Deidentifier(KEY, profile(Option.CLEAN_PIXEL_DATA), text_finder=BrightFinder())
+    with pytest.raises(DeidentificationError):
+        cleaning.dataset(original)
+
+
+def test_overlays_stay_where_they_were_looked_at_and_show_no_text() -> None:
+    original = image()
+    for group, bits in ((0x6000, bytes(8)), (0x6002, b"\xff" * 8)):
+        original.add_new(group << 16 | 0x0010, "US", 8)
+        original.add_new(group << 16 | 0x0011, "US", 8)
+        original.add_new(group << 16 | 0x0040, "CS", "G")
+        original.add_new(group << 16 | 0x0050, "SS", [1, 1])
+        original.add_new(group << 16 | 0x0100, "US", 1)
+        original.add_new(group << 16 | 0x0102, "US", 0)
+        original.add_new(group << 16 | 0x1500, "LO", "Zqlabel")
+        original.add_new(group << 16 | 0x3000, "OW", bits)
+    graphics = profile(Option.CLEAN_GRAPHICS)
+    looked_at = Deidentifier(KEY, graphics, text_finder=BrightFinder()).dataset(original)
+    groups = {tag.group for tag in looked_at.keys() if 0x6000 <= tag.group <= 0x60FF}  # noqa: SIM118
+    assert groups == {0x6000} and b"Zq" not in written(looked_at)
+    unseen = Deidentifier(KEY, graphics).dataset(original)
+    assert not [tag for tag in unseen.keys() if 0x6000 <= tag.group <= 0x60FF]  # noqa: SIM118
 
 
 # --- the record -------------------------------------------------------------------------------------------------------
