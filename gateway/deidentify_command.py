@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import sys
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from types import FrameType
@@ -15,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 from gateway.errors import DeidentificationError, SettingsError
 
 if TYPE_CHECKING:
+    from tqdm import tqdm
+
     from gateway.bulk.run import Plan, Summary
 
 DONE, NOT_ALL, USAGE, INTERRUPTED = 0, 1, 2, 130
@@ -47,6 +50,7 @@ def add_deidentify_commands(commands: Any) -> None:
     deidentify.add_argument(
         "--names", type=Path, metavar="FILE", help="for --audit: names and numbers to look for, one a line"
     )
+    deidentify.add_argument("--pixels", action="store_true", help="for --audit: look for text in pixels, too; slow")
     deidentify.add_argument("--json", action="store_true", help="for machines")
     deidentify.set_defaults(run=_deidentify)
 
@@ -118,6 +122,8 @@ def _run(plan: Plan, options: argparse.Namespace) -> int:
     before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         with tqdm(unit="file", disable=options.json or not sys.stderr.isatty()) as bar:
+            if not bar.disable:
+                threading.Thread(target=_count_ahead, args=(plan, bar), daemon=True).start()
 
             def count(_: Mapping[str, Any]) -> None:
                 bar.update()
@@ -136,6 +142,13 @@ def _run(plan: Plan, options: argparse.Namespace) -> int:
     if stops:
         return INTERRUPTED
     return DONE if summary.complete and summary.files else NOT_ALL
+
+
+def _count_ahead(plan: Plan, bar: tqdm[Any]) -> None:
+    """How many files there are, for the progress bar; found beside the work, which does not wait for it."""
+    from gateway.bulk.walk import walk
+
+    bar.total = sum(1 for _ in walk(plan.places.source))
 
 
 def _lines(summary: Summary, plan: Plan) -> list[str]:
@@ -165,9 +178,14 @@ def _audit(options: argparse.Namespace) -> int:
         raise SettingsError(f"{options.audit}: expected a folder")
     from gateway.phi_audit import audit_folder
 
+    finder = None
+    if options.pixels:
+        from gateway.deidentification.burned_in_text import NetworkTextFinder
+
+        finder = NetworkTextFinder()
     found = 0
     names = [] if options.names is None else _names(options.names)
-    for suspicion in audit_folder(options.audit, names=names):
+    for suspicion in audit_folder(options.audit, names=names, finder=finder):
         found += 1
         if options.json:
             row = {name: str(getattr(suspicion, name)) for name in ("path", "where", "kind", "excerpt")}
@@ -203,9 +221,14 @@ def _make_key(options: argparse.Namespace) -> int:
         return USAGE
     from gateway.deidentification.keys import KEY_BYTES
 
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(os.urandom(KEY_BYTES))
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(os.urandom(KEY_BYTES))
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        options.file.unlink()
+        print(f"gateway key: {options.file} cannot be written: {error.strerror}", file=sys.stderr)
+        return USAGE
     print(f"{options.file}: keep it as the data that it protects; without it no pseudonym can be made again")
     return DONE

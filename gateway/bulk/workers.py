@@ -25,10 +25,13 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gateway.deidentification.options import DeidentificationProfile, Option
-from gateway.errors import DeidentificationError, GatewayError
+from gateway.errors import GatewayError
+
+if TYPE_CHECKING:
+    from gateway.deidentification.burned_in_text import TextFinder
 
 _LONGEST_MESSAGE_BYTES = 64 << 20
 _GRACE_S = 5.0
@@ -138,7 +141,7 @@ class Worker:
         return f"the process was killed (signal {-code})" if code < 0 else f"the process ended (exit status {code})"
 
 
-def make_finder(profile: DeidentificationProfile) -> Any:
+def make_finder(profile: DeidentificationProfile) -> TextFinder | None:
     """The text finder that the profile needs, ``None`` if it needs none.
 
     Raises
@@ -148,11 +151,9 @@ def make_finder(profile: DeidentificationProfile) -> Any:
     """
     if Option.CLEAN_PIXEL_DATA not in profile.options:
         return None
-    try:
-        from gateway.deidentification.burned_in_text import make_text_finder
-    except ImportError as error:
-        raise DeidentificationError("clean_pixel_data is chosen, but nothing finds text in pixels here") from error
-    return make_text_finder()
+    from gateway.deidentification.burned_in_text import NetworkTextFinder
+
+    return NetworkTextFinder()
 
 
 def _serve(channel: Connection, setup: WorkerSetup, parent_pid: int) -> None:
