@@ -99,7 +99,7 @@ class Worker:
         self._engines = data_dir / "engines"
         self._objects = ObjectFolder.in_data_dir(data_dir)
         self._key = load_site_key(settings.deidentification, data_dir)
-        self._deidentifier = Deidentifier(self._key)
+        self._deidentifier = Deidentifier(self._key, settings.deidentification.profile)
         self._decoder = DecodingPool(DecodingLimits(**settings.decoding.model_dump()), size=threads)
         self._decoder.start()
         self._executor = ThreadPoolExecutor(threads, thread_name_prefix="study")
