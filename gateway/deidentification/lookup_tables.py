@@ -7,6 +7,7 @@ PS3.3 C.7.9 (Palette Color Lookup Table), C.11.1 (Modality LUT), C.11.2 (VOI LUT
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterable, Mapping
 
 from pydicom import Dataset
@@ -58,6 +59,8 @@ def _entries(source: Dataset, tag: int) -> int | None:
     element = element_of(source, DESCRIPTORS[tag])
     readable = None if element is None or is_empty(element) else decoded(source, element)
     parts = readable.value if readable is not None else None
+    if isinstance(parts, bytes) and len(parts) == 6:  # implicit VR: whether it is signed is said elsewhere
+        parts = list(struct.unpack(">3H" if source.original_encoding[1] is False else "<3H", parts))
     if not isinstance(parts, MultiValue | list | tuple) or len(parts) != 3:
         return None
     try:
