@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from gateway.bulk.manifest import DoneFile, DoneFiles
+from gateway.bulk.manifest import DoneFile, DoneFiles, kib
 
 _GO: Mapping[str, Any] = {"go": True}
 
@@ -58,7 +58,7 @@ class Claims:
                     sha256=row["source_sha256"],
                     instance=output[-36:-4],
                     output=output,
-                    output_bytes=row["output_bytes"],
+                    output_kib=row["output_kib"],
                     earlier=False,
                 )
             )
@@ -68,10 +68,10 @@ class Claims:
         if file is None:
             return None
         try:
-            size = (self._output / file.output).lstat().st_size
+            size_kib = kib((self._output / file.output).lstat().st_size)
         except OSError:
-            size = -1
-        if size == file.output_bytes:
+            size_kib = -1
+        if size_kib == file.output_kib:
             return file
         self._done.forget(file)
         return None

@@ -32,9 +32,14 @@ class DoneFile:
     """Of the source."""
     instance: str
     output: str
-    output_bytes: int
+    output_kib: int
     earlier: bool
     """Whether an earlier run made it."""
+
+
+def kib(size_bytes: int) -> int:
+    """A size as rows have it: KiB, rounded up. Exact ones are long numbers, which look like a patient's."""
+    return -(-size_bytes // 1024)
 
 
 class DoneFiles:
@@ -45,14 +50,14 @@ class DoneFiles:
         self._connection.executescript(
             "PRAGMA journal_mode=OFF; PRAGMA cache_size=-4096;"
             "CREATE TABLE done (sha256 TEXT PRIMARY KEY, instance TEXT NOT NULL UNIQUE, output TEXT NOT NULL,"
-            " output_bytes INTEGER NOT NULL, earlier INTEGER NOT NULL) WITHOUT ROWID;"
+            " output_kib INTEGER NOT NULL, earlier INTEGER NOT NULL) WITHOUT ROWID;"
         )
 
     def add(self, file: DoneFile) -> None:
         """Remember `file`; what had the same source or instance before is forgotten."""
         self._connection.execute(
             "INSERT OR REPLACE INTO done VALUES (?, ?, ?, ?, ?)",
-            (file.sha256, file.instance, file.output, file.output_bytes, file.earlier),
+            (file.sha256, file.instance, file.output, file.output_kib, file.earlier),
         )
 
     def of_source(self, sha256: str) -> DoneFile | None:
@@ -72,11 +77,11 @@ class DoneFiles:
         self._connection.close()
 
     def _one(self, column: str, value: str) -> DoneFile | None:
-        query = f"SELECT sha256, instance, output, output_bytes, earlier FROM done WHERE {column} = ?"
+        query = f"SELECT sha256, instance, output, output_kib, earlier FROM done WHERE {column} = ?"
         row = self._connection.execute(query, (value,)).fetchone()
         if row is None:
             return None
-        return DoneFile(sha256=row[0], instance=row[1], output=row[2], output_bytes=row[3], earlier=bool(row[4]))
+        return DoneFile(sha256=row[0], instance=row[1], output=row[2], output_kib=row[3], earlier=bool(row[4]))
 
 
 class Manifest:
@@ -162,11 +167,11 @@ class Manifest:
                         "or a new folder"
                     )
         elif row.get("kind") == "file" and row.get("state") == "done":
-            output, size, sha256 = row.get("output"), row.get("output_bytes"), row.get("source_sha256")
+            output, size, sha256 = row.get("output"), row.get("output_kib"), row.get("source_sha256")
             if isinstance(output, str) and OUTPUT_NAME.fullmatch(output) and isinstance(size, int) and sha256:
                 instance = output[-36:-4]
                 self.done.add(
-                    DoneFile(sha256=str(sha256), instance=instance, output=output, output_bytes=size, earlier=True)
+                    DoneFile(sha256=str(sha256), instance=instance, output=output, output_kib=size, earlier=True)
                 )
 
     def _append(self, line: bytes) -> None:

@@ -29,9 +29,11 @@ import pydicom
 from pydicom import Dataset
 from pydicom.errors import InvalidDicomError
 
+from gateway.bulk.manifest import kib
 from gateway.bulk.names import OutputNames
 from gateway.deidentification.changes import Change, ChangeRecord
 from gateway.deidentification.elements import UNREADABLE
+from gateway.deidentification.options import CODES
 from gateway.errors import DeidentificationError, NotUnderstoodError, OutOfResourcesError
 from gateway.part10 import FileHead, HeadReader
 from gateway.validate import Inspection, encoding_of, inspect
@@ -135,7 +137,7 @@ class FileWork:
     def _do(self, path: str, claim: Claim, row: dict[str, Any]) -> None:
         with _open_source(self._root / path) as source:
             before = os.fstat(source.fileno())
-            row["source_bytes"] = before.st_size
+            row["source_kib"] = kib(before.st_size)
             row["source_sha256"] = hashlib.file_digest(source, "sha256").hexdigest()  # type: ignore[arg-type]
             answer = claim(row["source_sha256"], None)
             if answer.get("go"):
@@ -159,7 +161,7 @@ class FileWork:
             del row["output"]
             raise
         row["state"] = "done"
-        row["method"] = [str(each.CodeValue) for each in copy.DeidentificationMethodCodeSequence]
+        row["options"] = _options_in(copy)
         row["changes"] = changes
 
     def _inspect(self, source: IO[bytes]) -> Inspection:
@@ -204,14 +206,14 @@ class FileWork:
                 os.fsync(file.fileno())
             with unfinished.open("rb") as file:
                 row["output_sha256"] = hashlib.file_digest(file, "sha256").hexdigest()
-                row["output_bytes"] = os.fstat(file.fileno()).st_size
+                row["output_kib"] = kib(os.fstat(file.fileno()).st_size)
             place = _folder_in(_folder_in(self._output, folder[0]), folder[1], close=True)
             try:
                 self._link(unfinished, place, name, row)
             finally:
                 os.close(place)
         except BaseException:
-            row.pop("output_sha256", None), row.pop("output_bytes", None)
+            row.pop("output_sha256", None), row.pop("output_kib", None)
             raise
         finally:
             unfinished.unlink(missing_ok=True)
@@ -235,14 +237,30 @@ class FileWork:
 
 
 def grouped(changes: Iterable[Change]) -> list[dict[str, Any]]:
-    """What was done, by action and reason, with how often each attribute met it; item numbers become a star."""
+    """What was done, by action and reason.
+
+    Item numbers become a star, and an attribute that met the same in several items is named once, with how often.
+    """
     groups: dict[tuple[str, str], dict[str, int]] = {}
     for change in changes:
         path = _ITEM_NUMBER.sub("[*]", change.path) if "[" in change.path else change.path
         label = f"{path} {change.keyword}" if change.keyword else path
         counts = groups.setdefault((change.action, change.reason), {})
         counts[label] = counts.get(label, 0) + 1
-    return [{"action": action, "reason": reason, "attributes": counts} for (action, reason), counts in groups.items()]
+    return [
+        {
+            "action": action,
+            "reason": reason,
+            "attributes": [label if count == 1 else f"{label} x{count}" for label, count in counts.items()],
+        }
+        for (action, reason), counts in groups.items()
+    ]
+
+
+def _options_in(copy: Dataset) -> list[str]:
+    """The options that the copy says were used: Clean Pixel Data, for one, only where there were pixels."""
+    codes = {str(each.CodeValue) for each in copy.DeidentificationMethodCodeSequence}
+    return sorted(option for option, (code, _) in CODES.items() if code in codes)
 
 
 def _open_source(path: Path) -> IO[bytes]:

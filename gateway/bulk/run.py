@@ -54,7 +54,7 @@ class Summary:
     """What a run did."""
 
     files: int = 0
-    source_bytes: int = 0
+    source_kib: int = 0
     duration_s: float = 0.0
     counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(STATES, 0))
     reasons: dict[str, int] = field(default_factory=dict)
@@ -67,7 +67,7 @@ class Summary:
     def add(self, row: Mapping[str, Any]) -> None:
         """Count a file."""
         self.files += 1
-        self.source_bytes += row.get("source_bytes", 0)
+        self.source_kib += row.get("source_kib", 0)
         self.counts[row["state"]] += 1
         self.pixel_boxes += row.get("pixels", {}).get("boxes", 0)
         if row["reason"]:
@@ -84,16 +84,17 @@ class Summary:
     def row(self) -> dict[str, Any]:
         """For the manifest and for machines."""
         seconds = max(self.duration_s, 1e-9)
+        megabytes = self.source_kib * 1024 / 1e6
         return {
             "kind": "summary",
             "files": self.files,
             **self.counts,
             "reasons": dict(sorted(self.reasons.items(), key=lambda each: -each[1])),
             "pixel_boxes": self.pixel_boxes,
-            "source_bytes": self.source_bytes,
+            "source_megabytes": round(megabytes, 2),
             "duration_s": round(self.duration_s, 3),
             "files_per_s": round(self.files / seconds, 2),
-            "megabytes_per_s": round(self.source_bytes / 1e6 / seconds, 2),
+            "megabytes_per_s": round(megabytes / seconds, 2),
             "stopped": self.stopped,
         }
 
@@ -137,7 +138,7 @@ def header(plan: Plan) -> dict[str, Any]:
     profile = asdict(plan.profile)
     for name in ("options", "further_sop_classes"):
         profile[name] = sorted(profile[name])
-    profile["safe_private"] = [dict(each) for each in profile["safe_private"]]
+    profile["largest_shift_days"] = profile.pop("largest_date_shift_days")
     return {
         "kind": "run",
         "format": FORMAT,
@@ -298,7 +299,7 @@ class _Run:
 
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-_NUMBERS = ("source_bytes", "output_bytes", "ms")
+_NUMBERS = ("source_kib", "output_kib", "ms")
 _HASHES = ("source_sha256", "output_sha256")
 
 
@@ -320,7 +321,7 @@ def _checked(told: Any) -> dict[str, Any]:
         and all(_SHA256.fullmatch(str(told[name])) for name in _HASHES if name in told)
         and all(isinstance(told[name], int | float) for name in _NUMBERS if name in told)
     )
-    if not whole or (state == "done" and (output is None or not {*_HASHES, "output_bytes"} <= told.keys())):
+    if not whole or (state == "done" and (output is None or not {*_HASHES, "output_kib"} <= told.keys())):
         raise WorkerDiedError(_NONSENSE)
     return told
 
