@@ -38,7 +38,7 @@ from pydicom.datadict import dictionary_VR, tag_for_keyword
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from allowed_modules import ACCEPTED_IODS, EXCLUDED, KNOWN_IODS, MODULES, OUTSIDE_MODULES
 
-from gateway.deidentification.profile import KEPT_BULK, KEPT_TEXTS, REMOVED
+from gateway.deidentification.profile import CLEANED_TEXTS, KEPT_BULK, KEPT_TEXTS, REMOVED
 
 TARGET = Path(__file__).resolve().parents[1] / "gateway" / "deidentification"
 
@@ -383,7 +383,9 @@ def allow_list(rows: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
 def _may_stay(tag: int) -> bool:
     if tag in REMOVED:
         return False
-    return tag in KEPT_TEXTS or tag in KEPT_BULK or set(dictionary_VR(tag).split(" or ")) <= ALLOWED_VRS
+    if tag in KEPT_TEXTS or tag in CLEANED_TEXTS or tag in KEPT_BULK:
+        return True
+    return set(dictionary_VR(tag).split(" or ")) <= ALLOWED_VRS
 
 
 def render(header: Mapping[str, Any], parts: Mapping[str, Any]) -> str:

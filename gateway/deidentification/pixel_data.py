@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 import numpy as np
+import numpy.typing as npt
 from pydicom import DataElement, Dataset
 from pydicom.uid import UID
 
@@ -63,7 +66,7 @@ def _without_unused_bits(original: Dataset, value: bytes, order: str) -> bytes:
     size = allocated // 8
     words = np.frombuffer(value, dtype=f"{order}u{size}", count=len(value) // size)
     mask = words.dtype.type(((1 << stored) - 1) << (high + 1 - stored))
-    if not np.bitwise_or.reduce(words) & ~mask:
+    if not _bits_in_use(words) & ~mask:
         return value
     pixels = words & mask
     good = words == pixels
@@ -78,3 +81,12 @@ def _without_unused_bits(original: Dataset, value: bytes, order: str) -> bytes:
     if good.all():
         return value
     return np.where(good, words, pixels).astype(words.dtype).tobytes() + value[words.nbytes :]
+
+
+def _bits_in_use(words: npt.NDArray[np.unsignedinteger[Any]]) -> np.unsignedinteger[Any]:
+    """The bits that any of the words has; eight bytes at a time, which is several times faster."""
+    whole = words.nbytes // 8 * 8
+    rows = words.view(np.uint8)[:whole].view(np.uint64)
+    folded = np.array([np.bitwise_or.reduce(rows)], np.uint64).view(words.dtype)
+    rest = words[whole // words.itemsize :]
+    return cast("np.unsignedinteger[Any]", np.bitwise_or.reduce(np.concatenate([folded, rest])))

@@ -74,8 +74,8 @@ _TIMEZONE_OFFSET = 0x00080201
 _PRINTED = re.compile(rb"[\x20-\x7e]+\x00?")
 _LEAST_PRINTED_BYTES = 10
 """From here on bytes that all are printable characters are taken for text, whatever number they would be."""
-_TERMS_AS_TEXTS = frozenset([0x00281054, 0x00283004])
-"""Rescale Type and Modality LUT Type: their VR is LO, their values are Defined Terms."""
+_TERMS_AS_TEXTS = frozenset([0x00180085, 0x00281054, 0x00283004])
+"""Imaged Nucleus, Rescale Type and Modality LUT Type: their VR is one of texts, their values are Defined Terms."""
 _MODIFYING_DEVICE_ID = 0x00203401
 """Its VR is CS, but it is a name that Retain Device Identity keeps."""
 _LONGEST = {"SH": 16, "LO": 64, "ST": 1024, "LT": 10240, "UC": 1024, "UT": 10240}
