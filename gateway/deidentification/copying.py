@@ -35,6 +35,7 @@ from gateway.deidentification.options import DeidentificationProfile, Option
 from gateway.deidentification.pixel_data import clean_pixel_data
 from gateway.deidentification.profile import Action, Decision, Profile
 from gateway.deidentification.pseudonyms import Pseudonyms
+from gateway.deidentification.repeats import PatientWords, may_repeat
 from gateway.deidentification.safe_private import SafePrivateList
 from gateway.deidentification.text import TextCleaner
 from gateway.deidentification.values import vr_of
@@ -101,6 +102,7 @@ class Copy:
         self._shift_days = self._names.date_shift_days(self.patient_id)
         self._text_finder, self._meanings = rules.text_finder, rules.meanings
         self._cleaner: TextCleaner | None = None
+        self._patient_words: PatientWords | None = None
         self._content: content.ContentRules | None = None
         self._graphics: GraphicsCleaner | None = None
         self._overlays: dict[int, DataElement] | None = None
@@ -160,7 +162,10 @@ class Copy:
         if is_empty(element):
             return None if action is Action.PIXELS else DataElement(tag, vr_of(tag), None)
         if action is Action.KEEP:
-            return self._table(level, element) if tag in lookup_tables.DESCRIPTORS else self._kept(level, element)
+            if tag in lookup_tables.DESCRIPTORS:
+                return self._table(level, element)
+            kept = self._kept(level, element)
+            return self._fallback(level, tag) if kept is not None and self._tells_who(tag, kept) else kept
         if action in (Action.CLEAN_ITEMS, Action.KEEP_ITEMS, Action.CLEAN_CONTENT):
             return self._items(level, element, action)
         handler = _HANDLERS.get(action)
@@ -218,6 +223,14 @@ class Copy:
     def _unfit(self, level: _Level, element: Element, declared: str) -> DataElement | None:
         """For a value that has not the form of its VR; what should be a UID becomes one, since objects need theirs."""
         return self._replaced_uid(level, element) if declared == "UI" else self._fallback(level, int(element.tag))
+
+    def _tells_who(self, tag: int, kept: Element) -> bool:
+        """Whether a text about a device, or a term, repeats the patient's name or number."""
+        if not may_repeat(tag) or is_empty(kept):
+            return False
+        if self._patient_words is None:
+            self._patient_words = PatientWords(self._original)
+        return self._patient_words.are_in(texts(kept))
 
     def _table(self, level: _Level, element: Element) -> Element | None:
         """A palette or look-up table, without what lies behind its last entry."""

@@ -700,6 +700,44 @@ def test_nothing_hides(where: Place, profile: DeidentificationProfile) -> None:
         assert np.array_equal(read(result).pixel_array, read(encoded).pixel_array)
 
 
+REPEATING = (
+    *(
+        ("Manufacturer", "Doe Devices"),
+        ("ManufacturerModelName", "Model 471108"),
+        ("SoftwareVersions", ["1.2", "JANE"]),
+    ),
+    *(("StationName", "ROOM-DOE"), ("DeviceSerialNumber", "471108"), ("BodyPartExamined", "DOE")),
+    *(("ImageType", ["ORIGINAL", "PRIMARY", "DOE"]), ("ConvolutionKernel", "doe"), ("DetectorID", "xjaneway-1")),
+    *(("DetectorDescription", "Doe, chest"), ("SequenceName", "4.7/JANE")),
+)
+
+
+@pytest.mark.parametrize(("keyword", "value"), REPEATING)
+def test_texts_of_devices_do_not_repeat_the_patient(keyword: str, value: str | list[str]) -> None:
+    original = read(with_elements())
+    original.PatientName, original.PatientID = "Doe^Janeway^Jane", "471108"
+    setattr(original, keyword, value)
+    result = written(Deidentifier(KEY).dataset(original)).upper()
+    assert b"DOE" in written(original).upper()
+    assert not any(token in result for token in (b"DOE", b"JANE", b"471108"))
+    other = read(with_elements())
+    other.PatientName, other.PatientID = "Roe^Richard", "1"
+    setattr(other, keyword, value)
+    if keyword not in ("BodyPartExamined", "ImageType", "DetectorDescription"):
+        assert Deidentifier(KEY).dataset(other)[keyword].value == value
+
+
+def test_terms_stay_even_if_the_patient_is_called_so() -> None:
+    original = read(with_elements())
+    original.PatientName, original.BodyPartExamined, original.ImageType = (
+        "Head^Primary",
+        "HEAD",
+        ["ORIGINAL", "PRIMARY"],
+    )
+    result = Deidentifier(KEY).dataset(original)
+    assert result.BodyPartExamined == "HEAD" and result.ImageType == ["ORIGINAL", "PRIMARY"]
+
+
 def test_places_have_names_of_their_own() -> None:
     names = [each.name for each in PLACES]
     assert len(names) == len(set(names)) > 150
