@@ -61,6 +61,7 @@ _PERSONAL_KEYS = re.compile(
 _HARMLESS_VALUES = re.compile(
     r"|[0-9a-fA-F]{16,64}|PSEUDONYM\^[0-9A-F]{16}|REMOVED|UNKNOWN|true|false|null", re.IGNORECASE
 )
+_LEAST_NUMBER = 100_000
 _LONG_DIGITS = re.compile(r"(?<![0-9A-Fa-f])\d{6,}(?![0-9A-Fa-f])")
 
 
@@ -348,7 +349,10 @@ def _json(loaded: Any, rules: TextRules) -> Iterator[_Found]:
         elif isinstance(value, list):
             waiting += [(f"{where}[{position}]", key, item) for position, item in enumerate(value)]
         elif isinstance(value, str | int) and not isinstance(value, bool):
-            found = _keyed(key, str(value), rules)
+            short = isinstance(value, int) and abs(value) < _LEAST_NUMBER
+            found = None if short else _keyed(key, str(value), rules)
+            if isinstance(value, int) and found and not _PERSONAL_KEYS.search(_spaced(key)):
+                found = None  # counts, sizes and times are numbers too
             if found:
                 yield where or "value", *found
 
@@ -375,4 +379,9 @@ def _keyed(key: str, value: str, rules: TextRules) -> tuple[str, str] | None:
     likely = rules.likely(value)
     if likely:
         return likely
-    return ("personal field", value) if _PERSONAL_KEYS.search(re.sub(r"(?<=[a-z])(?=[A-Z])", " ", key)) else None
+    return ("personal field", value) if _PERSONAL_KEYS.search(_spaced(key)) else None
+
+
+def _spaced(key: str) -> str:
+    """``PatientName`` as words."""
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", " ", key)

@@ -67,12 +67,16 @@ TECHNICAL_TEXTS = frozenset(
         *("CodingSchemeVersion", "CodingSchemeName", "CodingSchemeRegistry", "DeidentificationMethod", "FilterType"),
         *("ContentQualification", "ColorSpace", "StackID", "LUTLabel", "DimensionDescriptionLabel", "SegmentLabel"),
         *("ImplementationVersionName", "OverlaySubtype", "FieldOfViewDescription", "CSSFontName", "RWVUnits"),
-        *("UDISequence", "RadiopharmaceuticalSpecificActivity", "CoilManufacturerName", "ApplicationName"),
+        *("ContrastBolusRoute", "CollimatorGridName", "PlateType", "DetectorDescription", "DetectorMode"),
+        *("PositionReferenceIndicator", "ImagedNucleus"),
     ]
 )
 """Texts about machines and methods: looked at for names and addresses, but there by right."""
 INSTITUTION_TEXTS = frozenset(
-    ["InstitutionName", "InstitutionAddress", "InstitutionalDepartmentName", "InstitutionalDepartmentTypeCodeSequence"]
+    [
+        *("InstitutionName", "InstitutionAddress", "InstitutionalDepartmentName"),
+        *("ClinicalTrialCoordinatingCenterName", "ClinicalTrialSiteName"),
+    ]
 )
 CHARACTERISTICS_TEXTS = frozenset(
     ["EthnicGroup", "EthnicGroups", "PatientSpeciesDescription", "PatientBreedDescription"]
@@ -87,6 +91,7 @@ PUBLIC_SCHEMES = frozenset(
 )
 """Of PS3.16 Table 8-1."""
 _CLEANED = ("113103", "113104", "113105")
+_DATES_KEPT = frozenset(["113106", "113107"])
 _TOOLKITS = (
     *("1.2.826.0.1.3680043.8.498.", "1.2.826.0.1.3680043.9.3811.", "1.2.276.0.7230010.3.0.3."),
     *("1.2.826.0.1.3680043.2.1143.", "1.2.40.0.13.1."),
@@ -172,7 +177,7 @@ class DataSetAudit:
             return ("encapsulated document", "")
         if tag == 0x00880200 and not empty:
             return ("icon", "")
-        if not dictionary_has_tag(tag) and tag & 0xFFFF:
+        if tag & 0xFFFF and not dictionary_has_tag(tag) and not keyword_for_tag(tag):
             return ("attribute that no dictionary has", _text(element))
         return None
 
@@ -249,14 +254,19 @@ class DataSetAudit:
             named = None if keyword == "Manufacturer" else self._rules.likely(_without_numbers(text))
             return self._rules.certain(text) or named
         if keyword in CODED_TEXTS:
-            public = str(here.get("CodingSchemeDesignator", "")).strip() in PUBLIC_SCHEMES
-            return self._rules.certain(text) if public else ("code of no public scheme", text)
+            if str(here.get("CodingSchemeDesignator", "")).strip() in PUBLIC_SCHEMES:
+                return self._rules.certain(text)
+            if any(code in self._codes for code in _CLEANED):
+                return self._rules.likely(text, clean=True)
+            return "code of no public scheme", text
         if keyword in INSTITUTION_TEXTS and "113112" in self._codes:
             return self._given(text)
         if keyword in CHARACTERISTICS_TEXTS and "113108" in self._codes:
             return self._rules.likely(text)
+        if keyword == "TimezoneOffsetFromUTC" and re.fullmatch(r"[+-]\d{4}", text) and self._codes & _DATES_KEPT:
+            return None
         if int(element.tag) >> 16 & 1 or any(code in self._codes for code in _CLEANED):
-            return self._rules.likely(text)
+            return self._rules.likely(text, clean=True)
         kind = "identifier" if _IDENTIFIER.search(keyword) else "free text"
         return self._rules.likely(text) or (kind, text)
 

@@ -21,7 +21,11 @@ WEB = re.compile(
     r"|\b(?:[a-z0-9-]+\.)+(?:com|org|net|edu|gov|mil|int|local|lan|intern|internal|uk|de|fr|at|ch|it|es|nl|eu)\b",
     re.IGNORECASE,
 )
-PERSON = re.compile(r"[^\W\d_]{2,}\^+[^\W\d_]+|\b(?:dr|mr|mrs|ms|prof|herr|frau)\b\.? +[^\W\d_]{2,}", re.IGNORECASE)
+PERSON = re.compile(
+    r"[^\W\d_]{2,}\^+[^\W\d_]+"
+    r"|\b(?:(?:Dr|Mr|Mrs|Ms|Prof|Herr|Frau)\b\.?|(?:DR|MR|MS)\.|(?:MRS|PROF|HERR|FRAU)\b\.?) *[^\W\d_]{2,}"
+)
+"""With a caret or behind a title; MR and DR without a point are modalities."""
 PHONE = re.compile(
     r"\+\d[\d ()/.-]{7,}\d|\(\d{3}\) ?\d{3}[-. ]?\d{4}|(?<![\d.])\d{3}[-. ]\d{3}[-. ]\d{4}(?![\d.])"
     r"|(?<![\d.])0\d{2,4}[/ -]\d{5,8}(?![\d.])|\b(?:tel|phone|fax|mobile)\b\W{0,3}\d[\d ()/-]{4,}",
@@ -44,7 +48,12 @@ DATE = re.compile(
 )
 AGE = re.compile(r"\b(?:9\d|1[0-3]\d)[ -]?(?:y|yo|yrs?|years?)\b", re.IGNORECASE)
 DOTTED = re.compile(r"(?<![\d.])[0-2](?:\.\d+){4,}(?![\d.])")
-LONG_NUMBER = re.compile(r"(?<![\d.])\d{6,}(?![\d.]*\d)")
+LONG_NUMBER = re.compile(r"(?<![\w.])[^\W\d_]{0,4}[-#]?\d{6,}(?![\w]|[\d.]*\d)")
+HASH = re.compile(
+    r"(?<![^\W_])(?:[0-9a-f]{64}|[0-9a-f]{32}|[0-9a-f]{16}|[0-9A-F]{64}|[0-9A-F]{32}|[0-9A-F]{16})(?![^\W_])"
+)
+_OPTION_CODE = re.compile(r"1131[01]\d")
+"""PS3.16 CID 7050."""
 PUBLIC_UID = re.compile(
     r"2\.25\.(?:0|\d{30,39})"
     r"|1\.2\.840\.10008\.(?:1|15|3|5\.1|6\.1|7|8|2\.16)(?:\.\d{1,4}){0,8}"
@@ -57,6 +66,8 @@ _IN_FREE_TEXT = (
     *(("social security number", SOCIAL), ("insurance number", INSURANCE), ("address", ADDRESS), ("date", DATE)),
     *(("age over 89", AGE), ("number", LONG_NUMBER)),
 )
+_STROKES = str.maketrans("łŁøØđĐı", "lLoOdDi")
+"""Letters that Unicode does not take apart."""
 PSEUDONYM = re.compile(r"PSEUDONYM\^[0-9A-F]{16}")
 
 
@@ -64,7 +75,8 @@ def folded(text: str) -> str:
     """Lower case without accents."""
     if text.isascii():
         return text.lower()
-    return "".join(c for c in unicodedata.normalize("NFKD", text) if not unicodedata.combining(c)).casefold()
+    decomposed = unicodedata.normalize("NFKD", text.translate(_STROKES))
+    return "".join(letter for letter in decomposed if not unicodedata.combining(letter)).casefold()
 
 
 def masked(text: str) -> str:
@@ -105,29 +117,37 @@ class TextRules:
         found = self._given.search(folded(text)) if self._given else None
         return found.group() if found else None
 
-    def certain(self, text: str) -> tuple[str, str] | None:
-        """Kind and place of what no text that may stay has: given names, addresses of mail and web, persons, phones."""
+    def certain(self, text: str, *, clean: bool = False) -> tuple[str, str] | None:
+        """Kind and place of what no text that may stay has: given names, addresses of mail and web, persons, phones.
+
+        A cleaned description may have the form of a name (``BRAIN^ROUTINE``).
+        """
         name = self.given(text)
         if name is not None:
             return "given name", name
         for kind, pattern in _ALWAYS:
             found = pattern.search(text)
-            if found and not PSEUDONYM.fullmatch(text.strip()):
+            if (
+                found
+                and not (kind == "person name" and clean and "^" in found.group())
+                and not PSEUDONYM.fullmatch(text.strip())
+            ):
                 return kind, found.group()
         return None
 
-    def likely(self, text: str) -> tuple[str, str] | None:
+    def likely(self, text: str, *, clean: bool = False) -> tuple[str, str] | None:
         """Kind and place of what a text that was cleaned should not have either."""
-        found = self.certain(text)
-        if found is not None:
-            return found
-        for kind, pattern in _IN_FREE_TEXT:
-            match = pattern.search(text)
-            if match:
-                return kind, match.group()
         nhs = NHS.search(text)
         if nhs and is_nhs_number(nhs.group()):
             return "NHS number", nhs.group()
+        found = self.certain(text, clean=clean)
+        if found is not None:
+            return found
+        text = HASH.sub(" ", text)
+        for kind, pattern in _IN_FREE_TEXT:
+            match = pattern.search(text)
+            if match and not _OPTION_CODE.fullmatch(match.group()):
+                return kind, match.group()
         for uid in DOTTED.findall(text):
             if not PUBLIC_UID.fullmatch(uid):
                 return "UID", uid

@@ -39,6 +39,9 @@ _JOINTS = frozenset(["-", "_", "/", "+", ", ", ". ", "; ", ": ", "&", " & ", ""]
 _PHRASES = ("w/o", "w/wo", *(f"x{joint}ray{plural}" for joint in ("-", " ") for plural in ("", "s")))
 """Terms of words that are none by themselves."""
 
+_STROKES = str.maketrans("łŁøØđĐ", "lLoOdD")
+"""Letters that Unicode does not take apart."""
+
 UNITS = frozenset(
     [
         *("mm", "cm", "kv", "kvp", "ma", "mas", "kev", "mev", "mgy", "cgy", "gy", "hz", "khz", "mhz", "t", "ms"),
@@ -296,7 +299,8 @@ def _folded(text: str) -> str:
     """Without accents, in the same case."""
     if text.isascii():
         return text
-    return "".join(letter for letter in unicodedata.normalize("NFD", text) if not unicodedata.combining(letter))
+    decomposed = unicodedata.normalize("NFD", text.translate(_STROKES))
+    return "".join(letter for letter in decomposed if not unicodedata.combining(letter))
 
 
 def _lower(letter: str) -> str:

@@ -77,6 +77,7 @@ def test_words_of_the_objects_own_identifiers_never_stay(word: str) -> None:
         ("PULMO^LI", "CT LUNGS PULMONARY axial", "CT LUNGS axial"),
         ("Thorax-Klinik St. Ögg", "MR thoráx axial", "MR axial"),
         ("O'CHEST^A", "CHEST AXIAL", "AXIAL"),
+        ("Løng^A", "CT LONG AXIS", "CT AXIS"),
         ("120", "AXIAL 120 kV", "AXIAL kV"),
         ("MRN-0012", "AXIAL 12 VIEWS", "AXIAL VIEWS"),
         ("PACHEST1", "CT PA CHEST 1", ""),  # put together again
