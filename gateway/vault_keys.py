@@ -24,7 +24,12 @@ _NEW = f"{FILE_NAME}.new"
 
 
 class Keyring:
-    """Keys by their IDs; may be used by many threads.
+    """Keys by their IDs; may be used by many threads. Never shows their bytes.
+
+    Parameters
+    ----------
+    make
+        Make the key of the data folder, should there be none.
 
     Raises
     ------
@@ -32,15 +37,15 @@ class Keyring:
         A key is missing or weak; says where it should have come from.
     """
 
-    def __init__(self, settings: VaultSettings, data_dir: Path) -> None:
+    def __init__(self, settings: VaultSettings, data_dir: Path, *, make: bool = False) -> None:
         self._settings = settings
         self._data_dir = data_dir
         self._loading = threading.Lock()
         self._keys: dict[str, bytes] = {}
         self.key_id = ""
-        """Of the key that wraps what is new: 16 hexadecimal digits, from which the key cannot be told."""
-        self.digest_key = b""
-        """Of the keyed hashes by which an unchanged identity is known."""
+        """Of the key that the settings name: 16 hexadecimal digits, from which the key cannot be told."""
+        if make and is_in_data_dir(settings):
+            load_or_create_key(data_dir / FILE_NAME)
         self.reload()
 
     def __repr__(self) -> str:
@@ -64,7 +69,7 @@ class Keyring:
                 reason = error.strerror if isinstance(error, OSError) else str(error)
                 raise VaultError(f"the vault's key: {reason}") from None
             keys = {key_id_of(key): derived(key, "key encryption") for key in (active, *former)}
-            self.digest_key, self._keys, self.key_id = derived(active, "digest"), keys, key_id_of(active)
+            self._keys, self.key_id = keys, key_id_of(active)
 
 
 def key_id_of(key: bytes) -> str:
@@ -88,19 +93,31 @@ def is_missing(settings: VaultSettings, data_dir: Path) -> bool:
 
 
 def make_next_key(data_dir: Path) -> None:
-    """Put a new key in the place of ``vault.key``, which becomes a former one; a kill between leaves both at hand."""
+    """Put a new key in the place of ``vault.key``, which becomes a former one; at each moment both are at hand.
+
+    Raises
+    ------
+    DeidentificationError
+        The key in use cannot be read.
+    """
     new, current = data_dir / _NEW, data_dir / FILE_NAME
+    former = data_dir / f"{FILE_NAME}.{key_id_of(KeySource(file=str(current)).load())}"
     load_or_create_key(new)
-    if current.exists():
-        current.rename(data_dir / f"{FILE_NAME}.{key_id_of(current.read_bytes())}")
+    if not former.exists():
+        former.hardlink_to(current)
     fsync_folder(data_dir)
-    new.rename(current)
+    new.replace(current)
     fsync_folder(data_dir)
+
+
+def former_keys(data_dir: Path) -> list[Path]:
+    """Files of former keys in the data folder."""
+    return sorted(path for path in data_dir.glob(f"{FILE_NAME}.*") if path.name != _NEW)
 
 
 def remove_former_keys(data_dir: Path) -> int:
     """Overwrite and delete the former keys in the data folder, once nothing is wrapped by them; gives how many."""
-    former = [path for path in data_dir.glob(f"{FILE_NAME}.*") if path.name != _NEW]
+    former = former_keys(data_dir)
     for path in former:
         with path.open("r+b") as stream:
             stream.write(os.urandom(path.stat().st_size))
@@ -121,8 +138,5 @@ def _loaded(settings: VaultSettings, data_dir: Path) -> list[bytes]:
     source = _source(settings)
     if source:
         return [source.load(), *former]
-    if not (data_dir / FILE_NAME).exists() and (data_dir / _NEW).exists():
-        (data_dir / _NEW).rename(data_dir / FILE_NAME)  # a rotation was killed at its last step
-    active = load_or_create_key(data_dir / FILE_NAME)
-    others = sorted(data_dir.glob(f"{FILE_NAME}.*"))
-    return [active, *(KeySource(file=str(path)).load() for path in others), *former]
+    others = [KeySource(file=str(path)).load() for path in former_keys(data_dir)]
+    return [KeySource(file=str(data_dir / FILE_NAME)).load(), *others, *former]
