@@ -44,13 +44,16 @@ _LEAST_NAME_IN_TERM = 5
 """Terms are often short for something, and the same as a short name."""
 _IDENTIFIER = re.compile(r"(?:ID|IDs|Identifier|Number|Code)$")
 
-DEVICE_TEXTS = frozenset(
+OF_DEVICES = frozenset(
     [
         *("DeviceSerialNumber", "StationName", "GantryID", "DetectorID", "PlateID", "CassetteID", "GeneratorID"),
         *("SecondaryCaptureDeviceID", "HardcopyDeviceID", "DeviceID", "DeviceDescription", "DeviceLabel"),
         *("TransducerIdentificationSequence", "SourceManufacturer", "SourceSerialNumber", "FilterSerialNumber"),
         *("ManufacturerDeviceIdentifier", "UniqueDeviceIdentifier", "XRaySourceID", "XRayDetectorID", "LensMake"),
         *("LensModel", "LensSerialNumber", "LensSpecification", "CalibrationObject", "ManufacturerModelVersion"),
+        *("PerformedStationName", "ScheduledStationName", "PerformedStationGeographicLocation", "DateOfManufacture"),
+        *("DateOfLastCalibration", "TimeOfLastCalibration", "DateTimeOfLastCalibration", "DateOfInstallation"),
+        *("DateOfLastDetectorCalibration", "TimeOfLastDetectorCalibration", "ScheduledStudyLocation"),
         *("ManufacturerDeviceClassUID", "DeviceUID", "CameraSerialNumber"),
     ]
 )
@@ -72,15 +75,13 @@ TECHNICAL_TEXTS = frozenset(
     ]
 )
 """Texts about machines and methods: looked at for names and addresses, but there by right."""
-INSTITUTION_TEXTS = frozenset(
+OF_INSTITUTIONS = frozenset(
     [
         *("InstitutionName", "InstitutionAddress", "InstitutionalDepartmentName"),
-        *("ClinicalTrialCoordinatingCenterName", "ClinicalTrialSiteName"),
+        *("ClinicalTrialCoordinatingCenterName", "ClinicalTrialSiteName", "ClinicalTrialSiteID"),
     ]
 )
-CHARACTERISTICS_TEXTS = frozenset(
-    ["EthnicGroup", "EthnicGroups", "PatientSpeciesDescription", "PatientBreedDescription"]
-)
+OF_PATIENTS = frozenset(["EthnicGroup", "EthnicGroups", "PatientSpeciesDescription", "PatientBreedDescription"])
 CODED_TEXTS = frozenset(["CodeValue", "CodeMeaning", "LongCodeValue", "URNCodeValue"])
 PUBLIC_SCHEMES = frozenset(
     [
@@ -173,7 +174,7 @@ class DataSetAudit:
             return ("trailing bytes", _text(element))
         if group in (0xFFFA, 0x0400) and not empty:
             return ("signature or encrypted attribute", "")
-        if tag == 0x00420011 and not empty:
+        if tag == 0x00420011 and not empty and bytes(element.value).strip(b"\x00"):
             return ("encapsulated document", "")
         if tag == 0x00880200 and not empty:
             return ("icon", "")
@@ -220,6 +221,8 @@ class DataSetAudit:
             return None
         if tag == 0x00100030:
             return "birth date", text
+        if keyword_for_tag(tag) in OF_DEVICES and "113109" in self._codes:
+            return None
         if self._dates == "UNMODIFIED" and "113106" in self._codes:
             return None
         if self._dates == "MODIFIED" and "113107" in self._codes:
@@ -232,7 +235,7 @@ class DataSetAudit:
     def _uid(self, element: DataElement, text: str) -> _Judged:
         if PUBLIC_UID.fullmatch(text) or UID(text).name != text or "113110" in self._codes:
             return None
-        if element.keyword in DEVICE_TEXTS and "113109" in self._codes:
+        if element.keyword in OF_DEVICES and "113109" in self._codes:
             return None
         return "UID", text
 
@@ -250,7 +253,7 @@ class DataSetAudit:
         keyword = element.keyword
         if _DUMMY_TEXTS.fullmatch(text) or _HASH.fullmatch(text):
             return None if self._rules.given(text) is None else ("given name", text)
-        if keyword in TECHNICAL_TEXTS or (keyword in DEVICE_TEXTS and "113109" in self._codes):
+        if keyword in TECHNICAL_TEXTS or (keyword in OF_DEVICES and "113109" in self._codes):
             named = None if keyword == "Manufacturer" else self._rules.likely(_without_numbers(text))
             return self._rules.certain(text) or named
         if keyword in CODED_TEXTS:
@@ -259,9 +262,9 @@ class DataSetAudit:
             if any(code in self._codes for code in _CLEANED):
                 return self._rules.likely(text, clean=True)
             return "code of no public scheme", text
-        if keyword in INSTITUTION_TEXTS and "113112" in self._codes:
+        if keyword in OF_INSTITUTIONS and "113112" in self._codes:
             return self._given(text)
-        if keyword in CHARACTERISTICS_TEXTS and "113108" in self._codes:
+        if keyword in OF_PATIENTS and "113108" in self._codes:
             return self._rules.likely(text)
         if keyword == "TimezoneOffsetFromUTC" and re.fullmatch(r"[+-]\d{4}", text) and self._codes & _DATES_KEPT:
             return None
