@@ -81,6 +81,27 @@ class CountingFinder:
         return found
 
 
+class _HashingFile:
+    """A file that is written from its beginning to its end, and hashed meanwhile."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self.sha256 = hashlib.sha256()
+
+    def write(self, content: bytes | bytearray | memoryview, /) -> int:
+        self.sha256.update(content)
+        return self._file.write(content)
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
+        place = self._file.tell()
+        if self._file.seek(offset, whence) != place:
+            raise NotDoneError("the writer of DICOM files went back, which it does not do")
+        return place
+
+
 class FileWork:
     """Does one file after the other, always into the same folder.
 
@@ -201,12 +222,12 @@ class FileWork:
         unfinished = self._unfinished / f"{secrets.token_hex(8)}.part"
         try:
             with unfinished.open("xb") as file:
-                pydicom.dcmwrite(file, copy, enforce_file_format=True)
+                hashing = _HashingFile(file)
+                pydicom.dcmwrite(hashing, copy, enforce_file_format=True)
                 file.flush()
                 os.fsync(file.fileno())
-            with unfinished.open("rb") as file:
-                row["output_sha256"] = hashlib.file_digest(file, "sha256").hexdigest()
                 row["output_kib"] = kib(os.fstat(file.fileno()).st_size)
+            row["output_sha256"] = hashing.sha256.hexdigest()
             place = _folder_in(_folder_in(self._output, folder[0]), folder[1], close=True)
             try:
                 self._link(unfinished, place, name, row)

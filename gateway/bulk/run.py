@@ -138,6 +138,7 @@ def header(plan: Plan) -> dict[str, Any]:
     profile = asdict(plan.profile)
     for name in ("options", "further_sop_classes"):
         profile[name] = sorted(profile[name])
+    profile["safe_private"] = list(profile["safe_private"])
     profile["largest_shift_days"] = profile.pop("largest_date_shift_days")
     return {
         "kind": "run",
