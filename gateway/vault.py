@@ -284,6 +284,12 @@ class Vault:
             ).all()
             return tuple(self._opened(connection, row) for row in rows)
 
+    def studies(self, pseudonym: str) -> tuple[str, ...]:
+        """The gateway's keys of a patient's studies. Raises :class:`VaultError`."""
+        with self._reading() as connection:
+            known = select(vault_study.c.study_key).where(vault_study.c.pseudonym == pseudonym)
+            return tuple(connection.execute(known.order_by(vault_study.c.study_key)).scalars())
+
     def shred(self, pseudonym: str) -> int:
         """Delete a patient for good: the data key, and all that it sealed; gives the number of studies.
 
