@@ -19,6 +19,7 @@ import pytest
 from PIL import Image, PngImagePlugin
 from pydicom import Dataset
 from pydicom.data import get_testdata_file
+from pydicom.datadict import tag_for_keyword
 from pydicom.dataelem import DataElement
 from pydicom.dataset import FileMetaDataset
 from pydicom.encaps import encapsulate
@@ -27,7 +28,14 @@ from pydicom.uid import JPEGBaseline8Bit, OphthalmicPhotography8BitImageStorage
 from gateway.deidentify import Deidentifier
 from gateway.errors import DeidentificationError
 from gateway.phi_audit import Suspicion, audit_folder
-from gateway.phi_elements import UNREADABLE
+from gateway.phi_elements import (
+    CODED_TEXTS,
+    OF_DEVICES,
+    OF_INSTITUTIONS,
+    OF_PATIENTS,
+    TECHNICAL_TEXTS,
+    UNREADABLE,
+)
 
 KEY = hashlib.sha512(b"a key for these tests").digest()
 NAME = "KOWALCZYK"
@@ -169,6 +177,7 @@ PLANTED: Sequence[tuple[str, Callable[[Dataset], None], str, str]] = (
     ("free text", _set("StudyDescription", "fell down the stairs"), "free text", "(0008,1030)"),
     ("institution", _set("InstitutionName", "Charité"), "free text", "(0008,0080)"),
     ("identifier", _set("AccessionNumber", "X17"), "identifier", "(0008,0050)"),
+    ("identifier of 16 digits", _set("AccessionNumber", "1234567812345678"), "number", "(0008,0050)"),
     ("private", _add(0x00091001, "LO", NAME), "private attribute", "(0009,1001)"),
     ("UID", _set("FrameOfReferenceUID", "1.2.840.113619.2.1.1"), "UID", "(0020,0052)"),
     ("number as 2.25", _set("FrameOfReferenceUID", "2.25.12345678"), "UID", "(0020,0052)"),
@@ -482,3 +491,8 @@ def test_the_audit_imports_nothing_of_the_engine() -> None:
         "sys.exit(len(bad))"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_keywords_of_the_audit_are_those_of_the_dictionary() -> None:
+    for keyword in OF_DEVICES | TECHNICAL_TEXTS | OF_INSTITUTIONS | OF_PATIENTS | CODED_TEXTS:
+        assert tag_for_keyword(keyword) is not None, keyword
