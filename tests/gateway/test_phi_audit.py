@@ -177,7 +177,7 @@ PLANTED: Sequence[tuple[str, Callable[[Dataset], None], str, str]] = (
     ("free text", _set("StudyDescription", "fell down the stairs"), "free text", "(0008,1030)"),
     ("institution", _set("InstitutionName", "Charité"), "free text", "(0008,0080)"),
     ("identifier", _set("AccessionNumber", "X17"), "identifier", "(0008,0050)"),
-    ("identifier of 16 digits", _set("AccessionNumber", "1234567812345678"), "number", "(0008,0050)"),
+    ("identifier of 16 digits", _set("AccessionNumber", "1234567812345678"), "identifier", "(0008,0050)"),
     ("private", _add(0x00091001, "LO", NAME), "private attribute", "(0009,1001)"),
     ("UID", _set("FrameOfReferenceUID", "1.2.840.113619.2.1.1"), "UID", "(0020,0052)"),
     ("number as 2.25", _set("FrameOfReferenceUID", "2.25.12345678"), "UID", "(0020,0052)"),
