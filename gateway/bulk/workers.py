@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 _LONGEST_MESSAGE_BYTES = 64 << 20
 _GRACE_S = 5.0
 _PR_SET_PDEATHSIG = 1
+_STOPPING = (signal.SIGINT, signal.SIGTERM)
 _END_PATIENCE_S = 5.0
 _FILE_MEMORY_FACTOR = 3
 """Of its size, what a file may take on top of the limit: as read, as copied, as encoded."""
@@ -85,8 +86,14 @@ class Worker:
         self._limits = setup.limits
         self._since_s = time.monotonic()
         self.process = context.Process(target=_serve, args=(theirs, setup, os.getpid()), daemon=True)
-        with theirs:
-            self.process.start()
+        # The child starts with them blocked, so that Ctrl-C, which all processes of a terminal get, does not meet it
+        # before it ignores them.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOPPING)
+        try:
+            with theirs:
+                self.process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     def give(self, path: str) -> None:
         """A file to do."""
@@ -158,7 +165,7 @@ def make_finder(profile: DeidentificationProfile) -> TextFinder | None:
 
 def _serve(channel: Connection, setup: WorkerSetup, parent_pid: int) -> None:
     """A worker's life: until its parent closes the channel or is gone."""
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in _STOPPING:
         signal.signal(number, signal.SIG_IGN)  # whoever stops the parent lets it finish its file
     _be_silent()
     _die_with(parent_pid)
