@@ -16,6 +16,7 @@ arXiv:2508.01889, 2025 (the ten actions and what each compares).
 from __future__ import annotations
 
 import io
+import re
 import subprocess
 import warnings
 import zlib
@@ -45,6 +46,7 @@ ACTIONS = (
 _REQUIRED = ("PatientName", "PatientID", "PatientBirthDate", "StudyDate", "AccessionNumber", "SpecificCharacterSet")
 """Type 2 attributes, and one that the original has because it needs it: the output must still have them."""
 _NOT_NULL = ("PatientID", "StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "SOPClassUID", "Modality")
+_PLACE = re.compile(r"(?!preamble)[A-Za-z]+(>[A-Za-z]+)*")
 _DATE_KINDS = frozenset(["day", "moment"])
 _HIDDEN_BELOW = 0.1
 """Letters whose contrast is below this fraction of what it was are hidden."""
@@ -232,10 +234,8 @@ def _texts(answers: _Answers, file: CorpusFile, original: Dataset, output: Datas
     for plant in file.plants:
         if plant.kept_by or plant.category in ("date", "date and time", "time", "UID", "private creator"):
             continue  # those that an option keeps are asked neither way
-        if ">" in plant.place or plant.place in original:
-            before = at(original, plant.place) if " " not in plant.place and "(" not in plant.place else None
-            if before is None or isinstance(before.value, bytes):
-                continue
+        before = at(original, plant.place) if _PLACE.fullmatch(plant.place) else None
+        if before is not None and not isinstance(before.value, bytes):
             is_right = output is not None and plant.token.lower() not in _value(output, plant.place).lower()
             answers.note("text removed", is_right, file, plant.place)
 
