@@ -113,9 +113,11 @@ def clean_rle(stream: memoryview, *, layout: Layout) -> Pieces:
     expected = layout.samples * (layout.bits_allocated // 8)
     (count, *offsets) = struct.unpack_from("<16L", stream)
     offsets = offsets[:count]
-    if count != expected or offsets != sorted(offsets) or not 64 <= offsets[0] <= offsets[-1] <= len(stream):
+    if not count == expected > 0 or offsets != sorted(offsets) or not 64 <= offsets[0] <= offsets[-1] <= len(stream):
         raise DeidentificationError("an RLE header does not fit; expected one segment a byte of a pixel, in order")
     pixels = layout.rows * layout.columns
+    if pixels < 1:
+        raise DeidentificationError("RLE pixels without rows or columns; expected both")
     segments = []
     for start, end in zip(offsets, [*offsets[1:], len(stream)], strict=True):
         try:  # no-operation bytes let a run that reaches beyond the segment come to an end
