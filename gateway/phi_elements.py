@@ -200,6 +200,10 @@ class DataSetAudit:
             return None if self._is_pseudonym(text, here) else ("person name", text)
         if tag == 0x00100020:
             return None if self._is_pseudonymous_id(text, here) else ("patient ID", text)
+        if vr in ("IS", "DS", "UI", "DA", "DT"):
+            given = self._rules.given(text)
+            if given is not None:
+                return "given name", given
         if vr in ("DA", "DT", "TM"):
             return self._moment(tag, vr, text)
         if vr == "AS":

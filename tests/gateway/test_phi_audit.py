@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -310,6 +311,31 @@ def test_given_names_are_found_anywhere(clean: Dataset, tmp_path: Path) -> None:
     write(clean, tmp_path)
     assert found(tmp_path, names=names) == {("given name", "bytes of the file")}
     assert list(audit_folder(tmp_path)) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "where"),
+    [
+        (_set("SeriesNumber", "4711470"), "(0020,0011) SeriesNumber"),
+        (_set("SliceLocation", "4711470"), "(0020,1041) SliceLocation"),
+        (_set("StationName", "CT4711470A"), "(0008,1010) StationName"),
+        (_set("FrameOfReferenceUID", "2.25.200287135826140695164711470640960158"), "(0020,0052) FrameOfReferenceUID"),
+    ],
+)
+def test_given_numbers_are_found_in_numbers(
+    clean: Dataset, tmp_path: Path, change: Callable[[Dataset], None], where: str
+) -> None:
+    change(clean)
+    write(clean, tmp_path)
+    assert list(audit_folder(tmp_path)) == []
+    assert ("given name", where) in found(tmp_path, names=["4711470"])
+
+
+def test_links_pipes_and_closed_folders_are_suspicious_and_stop_nothing(clean: Dataset, tmp_path: Path) -> None:
+    write(clean, tmp_path)
+    (tmp_path / "a").symlink_to("/nowhere")
+    os.mkfifo(tmp_path / "b")
+    assert found(tmp_path) == {("link", "file"), ("no regular file", "file")}
 
 
 def test_claimed_options_explain_that_attributes_are_there_but_not_what_they_say(
