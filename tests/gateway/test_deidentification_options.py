@@ -13,6 +13,7 @@ import os
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Iterable
 from datetime import date, datetime, timedelta
 from pathlib import Path
@@ -1013,3 +1014,37 @@ def test_a_cleaned_report_validates_no_worse_than_before(more: tuple[Option, ...
     broken = structured_report()
     del broken.ContentSequence[0].RelationshipType
     assert validator_errors(broken, tmp_path / "broken.dcm") - before, "negative control"
+
+
+# --- damage -----------------------------------------------------------------------------------------------------------
+
+
+def test_damaged_objects_are_refused_or_cleaned_under_all_options_together() -> None:
+    private = image()
+    private_attributes(private, 0x10)
+    private.add_new(0x00291020, "SQ", safe_sequence())
+    sources = [written(structured_report()), written(every_row()), written(private), written(burned_in())]
+    chosen = [option for option in Option if option not in (Option.CLEAN_PIXEL_DATA, DATES[0])]
+    further = frozenset({COMPREHENSIVE_SR})
+    everything = profile(*chosen, safe_private=SAFE, further_sop_classes=further, unknown_attributes="remove")
+    deidentifier = Deidentifier(KEY, everything, text_finder=BrightFinder())
+    rng = np.random.default_rng(17)
+    cleaned = refused = 0
+    for number in range(160):
+        damaged = bytearray(sources[number % len(sources)])
+        for position in rng.integers(132, min(len(damaged), 6000), 1 + number % 8):
+            damaged[position] = rng.integers(256)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # pydicom's, on reading and on bad values
+            try:
+                original = read(bytes(damaged))
+            except Exception:  # noqa: BLE001 - what cannot be opened is not this test's subject
+                continue
+            try:
+                result = deidentifier.dataset(original, changes=ChangeRecord())
+            except DeidentificationError:
+                refused += 1
+                continue
+            assert result.PatientID != "4711" and b"Zqsecret" not in written(result)
+            cleaned += 1
+    assert refused > 5 and cleaned > 40
