@@ -149,6 +149,12 @@ def test_without_the_network_it_says_how_to_install_it(monkeypatch: pytest.Monke
         NetworkTextFinder()
 
 
+def test_set_up_installs_what_the_message_names() -> None:
+    script = (Path(__file__).resolve().parents[2] / "scripts" / "setup").read_text()
+    requirement = burned_in_text.INSTALL.removeprefix("pip install ").split(" (")[0]
+    assert requirement in script
+
+
 def test_another_network_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     model = tmp_path / burned_in_text.MODEL_FILE
     model.parent.mkdir()
