@@ -13,7 +13,8 @@ from gateway.settings import VaultSettings
 from gateway.store import Store
 from gateway.store.accounts import Doer
 from gateway.store.audit import record
-from gateway.vault import SealedIdentity, open_vault
+from gateway.vault import open_vault
+from gateway.vault_rows import SealedIdentity
 
 LOOK_UP = "identity look-up"
 """The action in the record."""

@@ -30,8 +30,9 @@ from gateway.store.intake import NewInstance, StudyHeader, admit_all, new_key
 from gateway.store.predictions import AliasedVersion, write_aliases
 from gateway.store.schema import delivery, instance, result, study
 from gateway.studies_view import every_study, study_detail
-from gateway.vault import Vault, open_vault, prepare_vault, vault_patient, vault_study
+from gateway.vault import Vault, open_vault, prepare_vault
 from gateway.vault_keys import FILE_NAME
+from gateway.vault_rows import vault_patient, vault_study
 from gateway.web.metrics import metrics_text
 from gateway.worker import Worker
 from models import bundled_folders

@@ -21,8 +21,9 @@ from gateway.roles import Role
 from gateway.settings import Settings, load_settings
 from gateway.store.accounts import Doer
 from gateway.store.audit import entries
-from gateway.vault import Vault, open_vault, prepare_vault, vault_study
+from gateway.vault import Vault, open_vault, prepare_vault
 from gateway.vault_keys import FILE_NAME
+from gateway.vault_rows import vault_study
 from gateway.web.access import CSRF_HEADER
 from gateway.web.server import create_app
 
