@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import io
 from collections.abc import Callable
@@ -32,12 +33,16 @@ from pydicom.uid import (
     JPEGLSLossless,
     RLELossless,
 )
+from valid_images import secondary_capture
 
 from gateway.deidentification.burned_in_text import INSTALL, NetworkTextFinder
 from gateway.deidentification.clean_pixels import PixelCleaning, clean_pixels
+from gateway.deidentification.options import DeidentificationProfile, Option
+from gateway.deidentify import Deidentifier
 from gateway.errors import DeidentificationError
 from models.pixels import read_frame
 
+KEY = hashlib.sha256(b"a key of these tests").digest()
 SHARED = Path(__file__).resolve().parents[2] / "../shared/data"
 ROWS, COLUMNS, ROW, COLUMN = 160, 256, 70, 40
 SHOWN, GONE = 0.6, 0.3
@@ -361,3 +366,19 @@ def test_what_cannot_be_decoded_is_refused_and_not_vouched_for(make: Callable[[]
         clean_pixels(dataset, finder)
     assert "BurnedInAnnotation" not in dataset
     assert dataset.PixelData is pixel_data
+
+
+def test_the_engine_says_that_it_looked_only_where_it_did(network: NetworkTextFinder) -> None:
+    original = secondary_capture()
+    pixels = (tissue(ROWS, COLUMNS) >> 4).astype(np.uint8)
+    write(pixels, glyphs(), ROW, COLUMN, 255)
+    original.Rows, original.Columns, original.PixelData = ROWS, COLUMNS, pixels.tobytes()
+    original.BitsAllocated, original.BitsStored, original.HighBit = 8, 8, 7
+    original.SamplesPerPixel, original.PhotometricInterpretation = 1, "MONOCHROME2"
+    chosen = DeidentificationProfile(options=frozenset({Option.CLEAN_PIXEL_DATA}))
+    copy = Deidentifier(KEY, chosen, text_finder=network).dataset(original)
+    assert_token_is_gone(copy, network)
+    assert copy.BurnedInAnnotation == "NO"
+    codes = [item.CodeValue for item in copy.DeidentificationMethodCodeSequence]
+    assert codes == ["113100", "113101"]
+    assert similarity(shown(original), glyphs()) > SHOWN
