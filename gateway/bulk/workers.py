@@ -60,8 +60,8 @@ class WorkerSetup:
     profile: DeidentificationProfile
     root: Path
     """The folder that paths are below."""
-    output: Path
     unfinished: Path
+    """Where it writes: not the place where outputs end."""
     limits: FileLimits
 
 
@@ -82,6 +82,8 @@ class Worker:
         """What it is at; ``None``: nothing."""
         self.asks: tuple[str, str | None] | None = None
         """The claim that waits for an answer."""
+        self.task = 0
+        """Number of the file that it is at."""
         self.ready = False
         self._limits = setup.limits
         self._since_s = time.monotonic()
@@ -95,9 +97,9 @@ class Worker:
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
-    def give(self, path: str) -> None:
-        """A file to do."""
-        self.path, self.asks = path, None
+    def give(self, path: str, task: int) -> None:
+        """A file to do, under a number that no other has."""
+        self.path, self.task, self.asks = path, task, None
         self._send({"path": path})
 
     def answer(self, answer: Mapping[str, Any]) -> None:
@@ -190,7 +192,6 @@ def _work(channel: Connection, setup: WorkerSetup) -> None:
             Deidentifier(setup.key, setup.profile, text_finder=counting),
             OutputNames(setup.key),
             root=setup.root,
-            output=setup.output,
             unfinished=setup.unfinished,
             finder=counting,
         )
