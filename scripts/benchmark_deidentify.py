@@ -8,7 +8,8 @@ its own, in a virtual environment of its own that is made with pip, as its docum
 
 places, tokens
     Places from which a planted identifier survives in an output's bytes (deflated data sets inflated), and how many
-    identifiers of how many. What the option Retain Device Identity keeps is not counted for any of them.
+    identifiers of how many. What the option Retain Device Identity keeps is not counted for any of them, nor what other
+    options keep with which a tool runs.
 lost
     Attributes with needed values (none is in Table E.1-1 of PS3.15) that are gone or changed, of how many.
 pixels
@@ -62,7 +63,9 @@ from deidentification_score import (  # noqa: E402
     wrongly_removed,
 )
 
-KEPT = frozenset({"retain_device_identity"})
+FOR_RESEARCH = frozenset(
+    {"retain_device_identity", "retain_patient_characteristics", "retain_longitudinal_modified_dates"}
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,14 +77,28 @@ class Tool:
     argument: str = ""
     requirement: str = ""
     """What pip installs; empty for this engine and for programs."""
+    options: frozenset[str] = frozenset({"retain_device_identity"})
+    """Options of PS3.15 that it runs with, and Retain Device Identity for all: what they keep is no leak."""
 
 
 TOOLS = (
     Tool(name="gateway", adapter="with_gateway.py", argument="default"),
-    Tool(name="gateway, MIDI options", adapter="with_gateway.py", argument="midi"),
-    Tool(name="dentdeid research", adapter="with_dentdeid.py", argument="research", requirement="dentdeid==0.1.0"),
+    Tool(name="gateway, MIDI options", adapter="with_gateway.py", argument="midi", options=FOR_RESEARCH),
+    Tool(
+        name="dentdeid research",
+        adapter="with_dentdeid.py",
+        argument="research",
+        requirement="dentdeid==0.1.0",
+        options=FOR_RESEARCH,
+    ),
     Tool(name="dentdeid share", adapter="with_dentdeid.py", argument="share", requirement="dentdeid==0.1.0"),
-    Tool(name="dentdeid attributes", adapter="with_dentdeid.py", argument="attributes", requirement="dentdeid==0.1.0"),
+    Tool(
+        name="dentdeid attributes",
+        adapter="with_dentdeid.py",
+        argument="attributes",
+        requirement="dentdeid==0.1.0",
+        options=FOR_RESEARCH,
+    ),
     Tool(name="dicom-anonymizer", adapter="with_dicom_anonymizer.py", requirement="dicom-anonymizer==2.1.0"),
     Tool(name="deid", adapter="with_deid.py", requirement="deid==0.4.13"),
     Tool(name="dicognito", adapter="with_dicognito.py", requirement="dicognito==0.19.0"),
@@ -159,7 +176,12 @@ def median(times: dict[str, float], of: set[str] | None = None) -> float | None:
 
 
 def judge(
-    result: Result, corpus: Corpus, outputs: Outputs, errors_before: dict[Path, Counter[str]], scratch: Path
+    result: Result,
+    kept: frozenset[str],
+    corpus: Corpus,
+    outputs: Outputs,
+    errors_before: dict[Path, Counter[str]],
+    scratch: Path,
 ) -> None:
     """Everything but times."""
     places: Counter[str] = Counter()
@@ -169,13 +191,13 @@ def judge(
         output = outputs.get(file.path)
         if file.is_hostile:
             result.hostile_refused += output is None
-            result.hostile_tokens += 0 if output is None else len(leaks(output.read_bytes(), file.plants, KEPT))
+            result.hostile_tokens += 0 if output is None else len(leaks(output.read_bytes(), file.plants, kept))
             continue
-        result.planted_tokens += len({plant.token for plant in file.plants if not plant.may_stay(KEPT)})
+        result.planted_tokens += len({plant.token for plant in file.plants if not plant.may_stay(kept)})
         result.needed += len(file.retained)
         if output is None:
             continue
-        left = leaks(output.read_bytes(), file.plants, KEPT)
+        left = leaks(output.read_bytes(), file.plants, kept)
         result.leaking_tokens += len(left)
         places.update({plant.place for plant in left})
         dataset = read(output)
@@ -215,7 +237,7 @@ def measure(
     result.corpus_ms = median(answer["times_ms"], valid)
     result.corpus_processor_ms = median(answer.get("processor_ms", {}), valid)
     outputs = {one: two for one, two in files if two.exists() and str(one) not in answer["failures"]}
-    judge(result, corpus, outputs, errors, work)
+    judge(result, tool.options, corpus, outputs, errors, work)
     if not options.quick:
         large = work / "large.dcm"
         answer = run_tool(python, tool, [(large, folder / "large.dcm")], options.repeats, work)

@@ -122,7 +122,7 @@ def computed_radiograph(seed: int) -> Dataset:
     made = _base(ComputedRadiographyImageStorage, "CR")
     made.BodyPartExamined, made.ViewPosition, made.KVP, made.AcquisitionNumber = "CHEST", "AP", "95", 1
     made.ImageType, made.ImagerPixelSpacing, made.Sensitivity = ["ORIGINAL", "PRIMARY"], ["0.2", "0.2"], "214"
-    made.PhosphorType, made.Exposure, made.DistanceSourceToDetector = "IP-STD", "4", "1500"
+    made.Exposure, made.DistanceSourceToDetector = "4", "1500"
     _pixels(made, scene(60, 64, 10, seed), 10)
     made.WindowCenter, made.WindowWidth = "512", "1024"
     return made
@@ -230,12 +230,13 @@ def magnetic_resonance(seed: int) -> Dataset:
 
 def _ultrasound(made: Dataset) -> None:
     made.ImageType, made.Laterality = ["ORIGINAL", "PRIMARY", "ABDOMINAL", "0001"], ""
-    made.UltrasoundColorDataPresent, made.TransducerType, made.TransducerFrequency = 0, "CURVED LINEAR", 3500000
+    made.UltrasoundColorDataPresent, made.TransducerType, made.MechanicalIndex = 0, "CURVED LINEAR", "0.9"
     region = Dataset()
     region.RegionSpatialFormat, region.RegionDataType, region.RegionFlags = 1, 1, 0
     region.RegionLocationMinX0, region.RegionLocationMinY0 = 0, 0
     region.RegionLocationMaxX1, region.RegionLocationMaxY1 = made.Columns - 1, made.Rows - 1
     region.PhysicalUnitsXDirection, region.PhysicalUnitsYDirection = 3, 3
+    region.TransducerFrequency = 3500
     region.PhysicalDeltaX, region.PhysicalDeltaY = 0.05, 0.05
     made.SequenceOfUltrasoundRegions = Sequence([region])
 

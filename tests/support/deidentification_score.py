@@ -84,13 +84,13 @@ def leaks(content: bytes, plants: tuple[Plant, ...], options: frozenset[str] = f
 
 
 def wrongly_removed(output: Dataset, retained: Mapping[str, Any]) -> list[str]:
-    """Keywords of attributes that had to stay and are gone or different."""
-    lost = []
-    for keyword, value in retained.items():
-        element = output.get(keyword)
-        if not _same(element, value):
-            lost.append(keyword)
-    return lost
+    """Places of attributes that had to stay and are gone or different."""
+    return [place for place, value in retained.items() if not _same(_content(output, place), value)]
+
+
+def _content(dataset: Dataset | None, place: str) -> Any:
+    element = None if dataset is None else at(dataset, place)
+    return None if element is None else element.value
 
 
 def _same(value: Any, expected: Any) -> bool:
@@ -223,8 +223,7 @@ def _texts(answers: _Answers, file: CorpusFile, original: Dataset, output: Datas
         answers.note("text not null", bool(_value(output, keyword)), file, keyword)
     for keyword, value in file.retained.items():
         if not isinstance(value, bytes):
-            is_right = output is not None and _same(output.get(keyword), value)
-            answers.note("text retained", is_right, file, keyword)
+            answers.note("text retained", _same(_content(output, keyword), value), file, keyword)
     for keyword in ("PatientSex", "PatientSize", "PatientWeight"):
         is_right = output is not None and _same(output.get(keyword), original.get(keyword))
         answers.note("text retained", is_right, file, keyword)
