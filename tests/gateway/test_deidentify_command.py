@@ -432,6 +432,27 @@ def test_nothing_is_written_through_a_link_in_the_output(deidentify: Command, tm
     assert list(elsewhere.iterdir()) == []
 
 
+@pytest.mark.parametrize("name", ["manifest.jsonl", ".unfinished"])
+def test_records_and_unfinished_files_do_not_go_through_links(deidentify: Command, tmp_path: Path, name: str) -> None:
+    source, output, elsewhere = many_ct(tmp_path / "in", 1), tmp_path / "out", tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "mine").write_text("mine")
+    output.mkdir()
+    (output / name).symlink_to(elsewhere / "mine" if name.endswith("jsonl") else elsewhere)
+    assert deidentify(source, output)[0] == 2
+    assert [each.read_text() for each in elsewhere.iterdir()] == ["mine"]
+
+
+def test_names_of_any_bytes_are_read_and_told(deidentify: Command, tmp_path: Path) -> None:
+    source, output, crosswalk = many_ct(tmp_path / "in", 1), tmp_path / "out", tmp_path / "crosswalk.jsonl"
+    (source / "0.dcm").rename(source / os.fsdecode(b"M\xfcller\n.dcm"))
+    status, _ = deidentify(source, output, "--crosswalk", str(crosswalk))
+    assert status == 0
+    told = json.loads(crosswalk.read_text().splitlines()[1])
+    assert os.fsencode(told["path"]) == b"M\xfcller\n.dcm"
+    assert told["output"] in outputs_in(output)
+
+
 # --- what is hostile or broken ----------------------------------------------------------------------------------------
 
 
