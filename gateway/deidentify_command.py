@@ -158,7 +158,7 @@ def _lines(summary: Summary, plan: Plan) -> list[str]:
     lines = [f"{summary.files} files: {counts}"]
     lines += [f"{count:8} {reason}" for reason, count in row["reasons"].items()]
     if summary.pixel_boxes:
-        lines.append(f"{summary.pixel_boxes} places with text in pixels blanked")
+        lines.append(f"{summary.pixel_boxes} places with text found in pixels, and blanked")
     lines.append(
         f"{summary.duration_s:.1f} s, {row['files_per_s']:.1f} files/s, {row['megabytes_per_s']:.1f} MB/s, "
         f"{plan.processes} processes"
