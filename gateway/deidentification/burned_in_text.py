@@ -52,8 +52,8 @@ _LEAST_CORE_PIXELS, _MOST_CORE_PIXELS = 3, 80
 _MOST_CORE_FRACTION = 0.2
 """Of the shorter side of the picture, likewise: a line is about 2.5 times as high as its core."""
 _LEAST_ASPECTS = ((32, 4.0), (24, 1.5))
-"""A core thicker than so many pixels is at least so many times as long: large round things (the optic disc) are no text,
-and one large letter names nobody."""
+"""A core thicker than so many pixels is at least so many times as long: large round things are no text (the optic
+disc), and one large letter names nobody."""
 _LEAST_LENGTH = 10
 """Pixels of the picture: what is shorter names nobody, and is mostly a mark of a scale."""
 _GROWTH_RATIO = 1.8
