@@ -85,7 +85,7 @@ def _plan(options: argparse.Namespace) -> Plan:
     from gateway.deidentification.options import DeidentificationProfile, load_profile
     from gateway.deidentify import Deidentifier
     from gateway.key_sources import KeySource
-    from gateway.site_key import fingerprint_of
+    from gateway.deidentification.keys import fingerprint_of
 
     key = KeySource(file=str(options.key_file)).load()
     profile = DeidentificationProfile() if options.profile is None else load_profile(options.profile)
