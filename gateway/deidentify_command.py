@@ -82,10 +82,10 @@ def _plan(options: argparse.Namespace) -> Plan:
     from gateway.bulk.places import choose_places
     from gateway.bulk.run import Plan
     from gateway.bulk.workers import FileLimits, make_finder
+    from gateway.deidentification.keys import fingerprint_of
     from gateway.deidentification.options import DeidentificationProfile, load_profile
     from gateway.deidentify import Deidentifier
     from gateway.key_sources import KeySource
-    from gateway.deidentification.keys import fingerprint_of
 
     key = KeySource(file=str(options.key_file)).load()
     profile = DeidentificationProfile() if options.profile is None else load_profile(options.profile)
