@@ -93,7 +93,7 @@ class NetworkTextFinder:
     threads
         Of ONNX Runtime.
     thorough
-        Look at small pictures in double size too: five times the time, for faint letters of 5 or 6 pixels.
+        Look at small pictures in double size too: nine times the time, for some more faint letters.
 
     Raises
     ------
