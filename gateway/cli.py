@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from gateway import __version__
 from gateway.account_commands import add_account_commands
+from gateway.deidentify_command import add_deidentify_commands
 from gateway.errors import GatewayError
 from gateway.retention_commands import add_retention_commands
 from gateway.settings import Settings, load_settings
@@ -108,6 +109,7 @@ def _parser() -> argparse.ArgumentParser:
     add_retention_commands(commands, studies, _add_place, _open_site)
 
     add_account_commands(commands, _add_place, _open_accounts)
+    add_deidentify_commands(commands)
     return parser
 
 

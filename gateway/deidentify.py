@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING
 
 from pydicom import Dataset
 
+from gateway.deidentification.allow_list import accepted_sop_classes, known_sop_classes
 from gateway.deidentification.changes import ChangeRecord
+from gateway.deidentification.codes import MeaningRule
 from gateway.deidentification.copying import Copy, Rules
 from gateway.deidentification.evidence import IMPLEMENTATION_CLASS_UID, new_file_meta, write_evidence
 from gateway.deidentification.keys import load_or_create_key
@@ -20,6 +22,7 @@ from gateway.deidentification.pixel_data import PIXEL_DATA
 from gateway.deidentification.profile import Profile
 from gateway.deidentification.pseudonyms import Pseudonyms
 from gateway.deidentification.safe_private import SafePrivateList
+from gateway.deidentification.text import TextCleaner
 from gateway.errors import DeidentificationError
 from gateway.study import DeidentifiedInstance, DeidentifiedStudy, ReceivedInstance, Study
 
@@ -41,12 +44,14 @@ class Deidentifier:
     profile
         Options of PS3.15 E.3 and what a site allows.
     text_finder
-        Looks for text burned into pixels; needed for Clean Pixel Data, and only used then.
+        Looks for text burned into pixels, needed for Clean Pixel Data; and into overlays, which Clean Graphics keeps
+        only when they were looked at.
 
     Raises
     ------
     DeidentificationError
-        If the key is weak, or Clean Pixel Data is chosen and there is nothing to find text with.
+        If the key is weak, Clean Pixel Data is chosen and there is nothing to find text with, or the site adds a SOP
+        class for which there is no allow-list.
     """
 
     def __init__(
@@ -54,6 +59,11 @@ class Deidentifier:
     ) -> None:
         if Option.CLEAN_PIXEL_DATA in profile.options and text_finder is None:
             raise DeidentificationError("clean_pixel_data is chosen, but nothing finds text in pixels here")
+        without_list = profile.further_sop_classes - known_sop_classes()
+        if without_list:
+            raise DeidentificationError(
+                f"further_sop_classes: there is no allow-list for {', '.join(sorted(without_list))}"
+            )
         self.profile = profile
         self._text_finder = text_finder
         self._pseudonyms = Pseudonyms(key, profile.largest_date_shift_days)
@@ -62,7 +72,9 @@ class Deidentifier:
             profile=Profile(profile.options),
             pseudonyms=self._pseudonyms,
             safe_private=SafePrivateList(profile.safe_private),
-            text_finder=text_finder if Option.CLEAN_PIXEL_DATA in profile.options else None,
+            meanings=MeaningRule(TextCleaner(()).clean),
+            sop_classes=accepted_sop_classes() | profile.further_sop_classes,
+            text_finder=text_finder,
         )
 
     def uid(self, original: str) -> str:
@@ -124,6 +136,8 @@ class Deidentifier:
         if Option.CLEAN_PIXEL_DATA in options and not self._clean_pixels(copy):
             options.remove(Option.CLEAN_PIXEL_DATA)
         write_evidence(copy, options, run.sop_class_uid)
+        if changes is not None:
+            _note_new_parts(original, copy, changes)
         return copy
 
     def _clean_pixels(self, copy: Dataset) -> bool:
@@ -135,3 +149,12 @@ class Deidentifier:
         clean_pixels(copy, self._text_finder)
         copy.BurnedInAnnotation = "NO"
         return True
+
+
+def _note_new_parts(original: Dataset, copy: Dataset, changes: ChangeRecord) -> None:
+    """Note the file meta, and what the object did not have before."""
+    for tag in map(int, getattr(original, "file_meta", {}).keys()):
+        changes.add("", tag, "replaced" if tag in copy.file_meta else "removed", "E.1.1: file meta written anew")
+    for tag in map(int, copy.keys()):
+        if tag not in original:
+            changes.add("", tag, "replaced", "E.1.1: says that and how the object is de-identified")

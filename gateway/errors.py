@@ -13,6 +13,8 @@
     ├── UnreadableError            a stored file is gone or no longer what it was      (fail)
     ├── TransitionError            a study cannot go from its state to that one        (fail)
     ├── DeidentificationError      an object cannot be de-identified, so goes nowhere  (reject)
+    ├── VaultError                 the vault cannot be reached, or its key is missing  (retry)
+    ├── IdentityError              the vault holds no such identity, or an altered one (fail, loudly)
     ├── ResultError                a result object cannot be built                     (fail)
     │   └── ResultMismatchError    result and source disagree on who or what it is     (fail, loudly)
     ├── AccountError               an account or token cannot be made or changed so    (reject, with the reason)
@@ -86,6 +88,14 @@ class DeidentificationError(GatewayError):
     """An object cannot be de-identified, so that nothing else may see it."""
 
 
+class VaultError(GatewayError):
+    """The vault cannot be reached, or was sealed with a key that is not at hand."""
+
+
+class IdentityError(GatewayError):
+    """The vault holds no identity for a study, or one that was altered or is another's."""
+
+
 class ResultError(GatewayError):
     """A result object cannot be built."""
 
@@ -127,6 +137,8 @@ DISPOSITIONS: Mapping[type[Exception], Disposition] = {
     UnreadableError: Disposition.FAIL,
     TransitionError: Disposition.FAIL,
     DeidentificationError: Disposition.REJECT,
+    VaultError: Disposition.RETRY,
+    IdentityError: Disposition.FAIL,
     ResultMismatchError: Disposition.FAIL,
     ResultError: Disposition.FAIL,
     AccountError: Disposition.REJECT,

@@ -30,6 +30,7 @@ from gateway.results import ResultObject, build_results
 from gateway.routing import choose_rule, is_quality_control
 from gateway.settings import Rule
 from gateway.study import DeidentifiedInstance, DeidentifiedStudy, ReceivedInstance, Study
+from gateway.vault import Vault
 from models.card import Card
 from models.decoding import Decoder
 from models.errors import DecoderUnavailableError, ModelError, UnsafePixelError
@@ -66,6 +67,8 @@ class Engine:
     gateway_version: str
     threads: Executor
     """For what can be done for several studies at once before and after inference."""
+    vault: Vault | None = None
+    """The way back from pseudonyms; ``None`` where the site keeps none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,6 +128,8 @@ def judge_studies(studies: Sequence[Study], engine: Engine, now: datetime) -> tu
                 judgement.not_judged_reasons,
                 judgement.quarantine_reasons,
             )
+            if engine.vault is not None:
+                remember_identity(deidentified, headers, engine.vault, now)
             judgement.frames = prepare_frames(
                 deidentified,
                 headers,
@@ -150,6 +155,7 @@ def judge_studies(studies: Sequence[Study], engine: Engine, now: datetime) -> tu
                     key=engine.key,
                     now=now,
                     gateway_version=engine.gateway_version,
+                    identity=None if engine.vault is None else recall_identity(judgement.study, engine.vault),
                 )
         except GatewayError as error:
             judgement.error = error
@@ -205,6 +211,27 @@ def deidentify(
             if isinstance(error, DeidentificationError):
                 quarantine_reasons[image.instance.instance_key] = str(error)
     return DeidentifiedStudy(study_key=study.study_key, instances=tuple(instances))
+
+
+def remember_identity(
+    deidentified: DeidentifiedStudy, headers: Mapping[str, Dataset], vault: Vault, now: datetime
+) -> None:
+    """Seal who and what a study belongs to, under the pseudonym that its images have from here on."""
+    if not deidentified.instances:
+        return
+    first = min(deidentified.instances, key=lambda each: str(each.dataset.SOPInstanceUID))
+    vault.remember(
+        pseudonym=str(first.dataset.PatientID),
+        study_key=deidentified.study_key,
+        instance_key=first.instance_key,
+        source=headers[first.instance_key],
+        now=now,
+    )
+
+
+def recall_identity(study: Study, vault: Vault) -> Dataset:
+    """The patient and study that results are for."""
+    return vault.recall(study.study_key).header
 
 
 def prepare_frames(

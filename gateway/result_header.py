@@ -13,17 +13,23 @@ from __future__ import annotations
 
 import re
 import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
+from pathlib import Path
+from typing import BinaryIO, cast
 
 from pydicom import Dataset
 from pydicom.charset import convert_encodings, decode_bytes, default_encoding, python_encoding
 from pydicom.datadict import dictionary_VR, tag_for_keyword
 from pydicom.dataelem import DataElement, RawDataElement
+from pydicom.errors import InvalidDicomError
+from pydicom.filereader import read_partial
 from pydicom.multival import MultiValue
+from pydicom.tag import Tag
 from pydicom.valuerep import PersonName
 
-from gateway.errors import ResultMismatchError
+from gateway.errors import ResultMismatchError, UnreadableError
 
 # Type 1 and 2 of the Patient and General Study modules; the patient's and study's identity, as it is.
 IDENTITY: tuple[str, ...] = (
@@ -53,6 +59,9 @@ OPTIONAL: tuple[str, ...] = (
     "DeidentificationMethod",
     "LongitudinalTemporalInformationModified",
 )
+
+_COPIED = ("SpecificCharacterSet", "TimezoneOffsetFromUTC", *IDENTITY, *DESCRIBING, *OPTIONAL)
+_STUDY_INSTANCE_UID = 0x0020000D
 
 # PS3.5 section 6.2, the VRs that occur above.
 _LEGAL: dict[str, re.Pattern[bytes]] = {
@@ -132,6 +141,56 @@ def require_same_identity(one: Dataset, other: Dataset) -> None:
     differing = [name for name in Identity.__slots__ if getattr(first, name) != getattr(second, name)]
     if differing:
         raise ResultMismatchError(f"result and source differ in {', '.join(differing)}")
+
+
+def require_same_bytes(result: Dataset, sources: Sequence[Dataset], what: str = "source") -> None:
+    """Make sure that a result names patient, study and order with the very bytes of one of `sources`, but for padding.
+
+    Raises
+    ------
+    ResultMismatchError
+        It does with those of none; names the attributes in which it differs from the first, and `what` the sources are,
+        never values.
+    """
+    differing = [
+        [keyword for keyword in IDENTITY if raw_value(result, keyword) != raw_value(source, keyword)]
+        for source in sources
+    ]
+    if all(differing):
+        raise ResultMismatchError(f"result and {what} differ in the bytes of {', '.join(differing[0])}")
+
+
+def identity_values(source: Dataset) -> dict[str, bytes]:
+    """The bytes that :func:`copy_identity` needs, by keyword, without padding; what is missing is left out."""
+    return {keyword: raw_value(source, keyword) for keyword in _COPIED if keyword in source}
+
+
+def identity_header(values: Mapping[str, bytes]) -> Dataset:
+    """A source for :func:`copy_identity` with nothing but what :func:`identity_values` gave."""
+    header = Dataset()
+    for keyword, value in values.items():
+        tag = Tag(keyword)
+        header[tag] = RawDataElement(tag, dictionary_VR(tag), len(value), value, 0, False, True)
+    return header
+
+
+def read_identity(source: Path | BinaryIO) -> Dataset:
+    """A file's data set up to (0020,000D) *Study Instance UID*, behind which nothing says whose it is.
+
+    Raises
+    ------
+    OSError
+        The file is gone or cannot be read.
+    UnreadableError
+        It is not DICOM; says nothing of what it holds.
+    """
+    if isinstance(source, Path):
+        with source.open("rb") as stream:
+            return read_identity(stream)
+    try:
+        return cast(Dataset, read_partial(source, stop_when=lambda tag, vr, length: tag > _STUDY_INSTANCE_UID))
+    except (InvalidDicomError, RecursionError, ValueError, NotImplementedError, AttributeError, LookupError) as error:
+        raise UnreadableError(f"a file cannot be read to see whose it is: {type(error).__name__}") from None
 
 
 def _decoded(dataset: Dataset, keyword: str) -> str:

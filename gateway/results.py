@@ -32,7 +32,14 @@ from pydicom.uid import (
 from gateway import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME, key_image
 from gateway.errors import ResultError, ResultMismatchError
 from gateway.judgement import JudgedImage
-from gateway.result_header import copy_identity, local_time, raw_value, require_same_identity, text_value
+from gateway.result_header import (
+    copy_identity,
+    local_time,
+    raw_value,
+    require_same_bytes,
+    require_same_identity,
+    text_value,
+)
 from gateway.result_identity import (
     DEMONSTRATION,
     DEVICE_NAME,
@@ -82,6 +89,8 @@ class _Version:
     """All that one model version said about a study, and what its results share."""
 
     images: tuple[tuple[JudgedImage, _Source], ...]
+    identity: Dataset
+    """What patient and study are taken from."""
     parts: tuple[str, ...]
     """What UIDs are derived from."""
     number: int
@@ -92,7 +101,7 @@ class _Version:
 
     @property
     def source(self) -> Dataset:
-        """The data set that patient and study are taken from."""
+        """The first image that it read."""
         return self.images[0][1].dataset
 
     @property
@@ -101,7 +110,13 @@ class _Version:
 
 
 def build_results(
-    study: Study, judged: Sequence[JudgedImage], *, key: bytes, now: datetime, gateway_version: str
+    study: Study,
+    judged: Sequence[JudgedImage],
+    *,
+    key: bytes,
+    now: datetime,
+    gateway_version: str,
+    identity: Dataset | None = None,
 ) -> tuple[ResultObject, ...]:
     """Build the structured report and the key images of every model version in `judged`.
 
@@ -118,6 +133,8 @@ def build_results(
         objects.
     gateway_version
         Written as software version.
+    identity
+        Patient and study attributes as the vault gave them back; ``None``: those of the images.
 
     Returns
     -------
@@ -133,7 +150,7 @@ def build_results(
     if now.tzinfo is None:
         raise ResultError("the time of a result needs a time zone")
     try:
-        return _build(study, judged, key=key, now=now, device=device_of(key, gateway_version))
+        return _build(study, judged, identity, key=key, now=now, device=device_of(key, gateway_version))
     except FOREIGN_ERRORS as error:
         # Their texts may quote the source, so only their kind and place go further.
         place = traceback.extract_tb(error.__traceback__)[-1]
@@ -143,7 +160,13 @@ def build_results(
 
 
 def _build(
-    study: Study, judged: Sequence[JudgedImage], *, key: bytes, now: datetime, device: Device
+    study: Study,
+    judged: Sequence[JudgedImage],
+    identity: Dataset | None,
+    *,
+    key: bytes,
+    now: datetime,
+    device: Device,
 ) -> tuple[ResultObject, ...]:
     sources = _read_sources(study, judged)
     versions: dict[tuple[str, int, str], list[JudgedImage]] = defaultdict(list)
@@ -151,13 +174,16 @@ def _build(
         prediction = image.prediction
         versions[prediction.model_name, prediction.model_version, prediction.model_sha256].append(image)
     results: list[ResultObject] = []
-    for number, identity in enumerate(sorted(versions)):
-        version = _version(identity, versions[identity], sources, number, key=key, now=now, device=device)
+    for number, name in enumerate(sorted(versions)):
+        version = _version(name, versions[name], sources, identity, number, key=key, now=now, device=device)
         results.append(_report(version))
         results.extend(_key_image(version, place) for place in range(len(version.images)))
     originals = [source.dataset for source in sources.values()]
-    for dataset in (*originals[1:], *(result.dataset for result in results)):
+    for dataset in originals[1:]:
         require_same_identity(dataset, originals[0])
+    for result in results:
+        require_same_bytes(result.dataset, originals if identity is None else [identity])
+        require_same_identity(result.dataset, originals[0])
     return tuple(results)
 
 
@@ -195,9 +221,10 @@ def _whole_number(text: str) -> int | None:
 
 
 def _version(
-    identity: tuple[str, int, str],
+    model: tuple[str, int, str],
     judged: Sequence[JudgedImage],
     sources: Mapping[str, _Source],
+    identity: Dataset | None,
     number: int,
     *,
     key: bytes,
@@ -205,11 +232,12 @@ def _version(
     device: Device,
 ) -> _Version:
     ordered = sorted(judged, key=lambda image: (_sop_instance_uid(sources, image), image.frame_index))
-    name, version, sha256 = identity
+    name, version, sha256 = model
     first = sources[ordered[0].instance_key]
     frames = [f"{_sop_instance_uid(sources, image)} {image.frame_index}" for image in ordered]
     return _Version(
         images=tuple((image, sources[image.instance_key]) for image in ordered),
+        identity=first.dataset if identity is None else identity,
         parts=(text_value(first.dataset, "StudyInstanceUID"), name, str(version), sha256, *frames),
         number=number,
         key=key,
@@ -306,7 +334,7 @@ def _header(
 ) -> Dataset:
     """Patient and study of the source; the gateway's own series, equipment and SOP Common."""
     family = kind.split(maxsplit=1)[0]
-    dataset = copy_identity(version.source)
+    dataset = copy_identity(version.identity)
     dataset.SOPClassUID = sop_class_uid
     dataset.SOPInstanceUID = derive_uid(version.key, kind, version.parts)
     dataset.SeriesInstanceUID = derive_uid(version.key, f"series {family}", version.parts)

@@ -24,14 +24,24 @@ from pydicom.filereader import read_file_meta_info
 from pynetdicom.association import Association
 
 from gateway import commitment_sender
-from gateway.errors import DeliveryError, StoreError
+from gateway.errors import (
+    DeliveryError,
+    GatewayError,
+    IdentityError,
+    ResultMismatchError,
+    StoreError,
+    UnreadableError,
+    VaultError,
+)
+from gateway.last_check import LastCheck
 from gateway.rounds import doubling_delay, keep_working, unless_too_late
 from gateway.send import Address, Timeouts, association_with, contexts_for, is_accepted, send_one, uncompressed
 from gateway.settings import Destination, SenderSettings, Settings, TlsSettings
 from gateway.store import Store, open_store
 from gateway.store.commitment import forget_old
-from gateway.store.deliveries import Delivery, due_deliveries, mark_delivered, mark_failed
+from gateway.store.deliveries import STOPPED, Delivery, due_deliveries, mark_delivered, mark_failed
 from gateway.store.monitoring import report_process
+from gateway.vault import open_vault
 
 logger = logging.getLogger(__name__)
 
@@ -48,6 +58,8 @@ DUPLICATE_SOP_INSTANCE = 0x0111
 def run(settings: Settings, data_dir: Path, stop: threading.Event) -> None:
     """The sender process, until `stop` is set."""
     store = open_store(settings.store.url, data_dir=data_dir)
+    vault = open_vault(settings.vault, data_dir)
+    check = LastCheck(store=store, objects=data_dir / "objects", vault=vault)
     couriers = [
         Courier(
             store=store,
@@ -57,6 +69,7 @@ def run(settings: Settings, data_dir: Path, stop: threading.Event) -> None:
             clock=_now,
             stop=stop,
             tls=settings.tls if each.tls else None,
+            check=check,
         )
         for each in settings.destinations
     ]
@@ -80,6 +93,8 @@ def run(settings: Settings, data_dir: Path, stop: threading.Event) -> None:
         for thread in threads:
             thread.join(timeout=10)
     finally:
+        if vault is not None:
+            vault.close()
         store.close()
 
 
@@ -115,6 +130,8 @@ class Courier:
     timeouts: Timeouts | None = None
     tls: TlsSettings | None = None
     """Our certificate and the authorities, for a destination that is sent to by TLS; read for each association."""
+    check: LastCheck | None = None
+    """Asked about every result right before it leaves."""
     delivered: int = 0
     error: str = ""
     """The last failure, empty after a delivery."""
@@ -178,6 +195,8 @@ class Courier:
                     self._send(association, each, syntaxes[each.delivery_id])
                 except DeliveryError as error:
                     self._failed([each], error)
+                except (ResultMismatchError, IdentityError, UnreadableError) as error:
+                    self._stopped(each, error)
                 waiting.pop(0)
 
     def _send(self, association: Association, delivery: Delivery, transfer_syntax_uid: str) -> None:
@@ -189,6 +208,7 @@ class Courier:
         }
         if not accepted:
             raise DeliveryError("the destination does not accept this kind of object")
+        self._require_right_patient(delivery)
         what: Path | Dataset = path if transfer_syntax_uid in accepted else uncompressed(path)
         status = send_one(association, what)
         if not is_accepted(status) and status != DUPLICATE_SOP_INSTANCE:
@@ -197,6 +217,25 @@ class Courier:
         self.delivered += 1
         self.error = ""
         logger.info("delivered %s of study %s to %s", delivery.kind, delivery.study_key, delivery.destination)
+
+    def _require_right_patient(self, delivery: Delivery) -> None:
+        if self.check is None:
+            return
+        try:
+            self.check.require_right_patient(delivery.study_key, self.objects / delivery.path)
+        except (VaultError, OSError) as error:
+            # Nobody can say now whose it is; what is not known to be right waits.
+            reason = str(error) if isinstance(error, VaultError) else error.strerror
+            raise DeliveryError(f"whose result it is cannot be checked: {reason}") from error
+
+    def _stopped(self, delivery: Delivery, error: GatewayError) -> None:
+        """What would reach the wrong patient goes nowhere until a person has looked."""
+        self.error = str(error)
+        mark_failed(self.store, [delivery.delivery_id], error=f"{STOPPED}: {error}", next_attempt_at=None)
+        logger.critical(
+            "STOPPED %s of study %s to %s, not sent: %s",
+            *(delivery.kind, delivery.study_key, delivery.destination, error),
+        )
 
     def _failed(self, deliveries: Sequence[Delivery], error: DeliveryError) -> None:
         now = self.clock()

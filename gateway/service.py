@@ -43,6 +43,7 @@ from gateway.site_key import prepare_site_key
 from gateway.store import open_store
 from gateway.store.monitoring import forget_processes
 from gateway.store.studies import release_leases, unfinished_work
+from gateway.vault import prepare_vault
 from gateway.web import server
 
 logger = logging.getLogger(__name__)
@@ -92,6 +93,8 @@ def serve(settings: Settings, data_dir: Path, *, announce: TextIO | None = None)
         The store cannot be opened.
     DeidentificationError
         The site key is missing, weak, or not the one that this store's pseudonyms were made with.
+    VaultError
+        The vault cannot be opened, or its key is missing, weak, or not the one in use.
     """
     server.check_certificate(settings.web)
     _allow_many_files()
@@ -109,6 +112,7 @@ def serve(settings: Settings, data_dir: Path, *, announce: TextIO | None = None)
         if swept:
             logger.info("removed %d files that were never acknowledged", swept)
         prepare_site_key(store, settings.deidentification, data_dir, now=datetime.now(UTC))
+        prepare_vault(settings.vault, data_dir)
         forget_processes(store)
         first_password_file = None
         if settings.web.authentication == "on":

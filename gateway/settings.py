@@ -243,6 +243,24 @@ class DeidentificationSettings(_Section):
         return profile_from(chosen)
 
 
+class VaultSettings(_Section):
+    """The way back from pseudonyms, and its key."""
+
+    enabled: bool
+    url: str
+    key_file: str
+    key_environment: str
+    key_command: str
+    former_key_files: tuple[str, ...]
+    """Keys that were in use before, until a rotation has ended."""
+
+    @model_validator(mode="after")
+    def _one_key(self) -> VaultSettings:
+        if sum(map(bool, (self.key_file, self.key_environment, self.key_command))) > 1:
+            raise ValueError("the key comes from one place: set one of key_file, key_environment, key_command")
+        return self
+
+
 class StoreSettings(_Section):
     """The store."""
 
@@ -348,6 +366,7 @@ class Settings(_Section):
     completion: CompletionSettings
     decoding: DecodingSettings
     deidentification: DeidentificationSettings
+    vault: VaultSettings
     worker: WorkerSettings
     sender: SenderSettings
     models: ModelSettings

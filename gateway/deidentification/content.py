@@ -7,6 +7,7 @@ PS3.3 C.17.3 (content items) and 10.2 (content item macro); PS3.15 E.3.4; PS3.16
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 
 from pydicom import Dataset
@@ -14,10 +15,12 @@ from pydicom import Dataset
 from gateway.deidentification import dates
 from gateway.deidentification.elements import decoded_text_of, element_of, is_empty, items_of, text_of, texts
 from gateway.deidentification.options import Option
-from gateway.deidentification.values import OLDEST_AGE_YEARS
+from gateway.deidentification.values import DUMMIES, OLDEST_AGE_YEARS
 
 VALUE_TYPE, CONCEPT_NAME, REFERENCED_ITEM = 0x0040A040, 0x0040A043, 0x0040DB73
 NUMERIC_VALUE, MEASURED_VALUES = 0x0040A30A, 0x0040A300
+STRUCTURE = frozenset([0x0040A010, CONCEPT_NAME, 0x0040A730, REFERENCED_ITEM])
+"""What stays of an item whose value may not, but whose place must: how it hangs in the tree, and its children."""
 _TEXT_VALUE, _UNITS = 0x0040A160, 0x004008EA
 _DATED = {"DATETIME": (0x0040A120, "DT"), "DATE": (0x0040A121, "DA"), "TIME": (0x0040A122, "TM")}
 _CLEANED_BY_THEIR_ATTRIBUTES = frozenset(
@@ -25,11 +28,19 @@ _CLEANED_BY_THEIR_ATTRIBUTES = frozenset(
 ) | {"WAVEFORM"}
 """Value types whose parts are terms, numbers, codes and UIDs, or a name that becomes a pseudonym."""
 
-_NEVER = frozenset(["121030", "121031"])
-"""DCM codes: Subject ID, Subject Birth Date."""
-_CHARACTERISTICS = frozenset(["121032", "121033", "121118"])
-"""DCM codes: Subject Sex, Subject Age, Patient Characteristics."""
-_AGE = "121033"
+_NEVER = frozenset(
+    [("DCM", "121030"), ("DCM", "121031"), ("SCT", "184099003"), ("SCT", "3950001"), ("LN", "21112-8")],
+)
+"""Subject ID, and dates of birth."""
+_BIRTH = re.compile(r"birth|\bborn\b|\bDOB\b", re.IGNORECASE)
+"""In the meaning of the concept of a date."""
+_AGES = frozenset([("DCM", "121033"), ("SCT", "397669002"), ("SCT", "424144002"), ("LN", "30525-0"), ("LN", "21612-7")])
+_CHARACTERISTICS = _AGES | {
+    *(("DCM", "121032"), ("DCM", "121118"), ("SCT", "263495000"), ("SCT", "734000001"), ("LN", "46098-0")),
+    *(("LN", "46463-6"), ("SCT", "103579009"), ("SCT", "27113001"), ("SCT", "50373000"), ("LN", "29463-7")),
+    *(("LN", "8302-2"), ("SRT", "M-01000")),
+}
+"""Age, sex, patient characteristics, race, weight, height: (0010,0040), (0010,1010) and their like as content items."""
 _PER_YEAR = {"a": 1.0, "mo": 12.0, "wk": 365.25 / 7, "d": 365.25, "h": 365.25 * 24}
 """UCUM codes of units of age."""
 
@@ -58,7 +69,7 @@ class ContentRules:
 
     def keeps(self, item: Dataset) -> bool:
         """Whether the item, without its children, still has a value once it is cleaned."""
-        concept = concept_code(item)
+        concept = concept_of(item)
         if concept in _NEVER or (concept in _CHARACTERISTICS and not self._characteristics):
             return False
         value_type = text_of(item, VALUE_TYPE)
@@ -79,20 +90,26 @@ class ContentRules:
         element = element_of(item, tag)
         if self._shift_days is None or element is None or is_empty(element):
             return False
+        if any(_BIRTH.search(decoded_text_of(code, 0x00080104)) for code in items_of(item, CONCEPT_NAME)):
+            return False
         return dates.shifted(vr, "\\".join(texts(element)).encode("ascii", "replace"), self._shift_days) is not None
 
 
-def concept_code(item: Dataset) -> str:
-    """The code value of the item's concept name if it is of DCM, else the empty text."""
+def blank(item: Dataset) -> None:
+    """Give a copied item, of which only the structure is kept, a value that says nothing."""
+    item.ValueType, item.TextValue = "TEXT", str(DUMMIES["UT"])
+
+
+def concept_of(item: Dataset) -> tuple[str, str]:
+    """Coding scheme and value of the item's concept name, empty texts if it has none."""
     for code in items_of(item, CONCEPT_NAME)[:1]:
-        if text_of(code, 0x00080102) == "DCM":
-            return text_of(code, 0x00080100)
-    return ""
+        return text_of(code, 0x00080102), text_of(code, 0x00080100)
+    return "", ""
 
 
 def is_age(item: Dataset) -> bool:
     """Whether the item is the subject's age."""
-    return concept_code(item) == _AGE
+    return concept_of(item) in _AGES
 
 
 def capped_age(measured: Dataset) -> str | None:

@@ -15,7 +15,7 @@ from pydicom.dataelem import RawDataElement
 from pydicom.multival import MultiValue
 from pydicom.uid import UID
 
-from gateway.deidentification import content, dates, values
+from gateway.deidentification import codes, content, dates, lookup_tables, values
 from gateway.deidentification.changes import ChangeRecord, Verb, tag_text
 from gateway.deidentification.elements import (
     Element,
@@ -35,13 +35,14 @@ from gateway.deidentification.options import DeidentificationProfile, Option
 from gateway.deidentification.pixel_data import clean_pixel_data
 from gateway.deidentification.profile import Action, Decision, Profile
 from gateway.deidentification.pseudonyms import Pseudonyms
+from gateway.deidentification.repeats import PatientWords, may_repeat
 from gateway.deidentification.safe_private import SafePrivateList
+from gateway.deidentification.text import TextCleaner
 from gateway.deidentification.values import vr_of
 from gateway.errors import DeidentificationError
 
 if TYPE_CHECKING:
     from gateway.deidentification.burned_in_text import TextFinder
-    from gateway.deidentification.text import TextCleaner
 
 _PATIENT_ID = 0x00100020
 _LONGEST = {"CS": 16, "SH": 16, "LO": 64, "ST": 1024, "LT": 10240}
@@ -59,6 +60,9 @@ class Rules:
     profile: Profile
     pseudonyms: Pseudonyms
     safe_private: SafePrivateList
+    meanings: codes.MeaningRule
+    sop_classes: frozenset[str]
+    """Those that are taken."""
     text_finder: TextFinder | None
 
 
@@ -74,6 +78,10 @@ class _Level:
     """In a sequence that an option keeps: codes stay whatever their scheme."""
     is_age: bool = False
     """In the content item that holds the subject's age."""
+    is_blank: bool = False
+    """A content item that may not stay, but whose place other items refer to."""
+    safe: frozenset[int] | None = None
+    """Private attributes that stay, once they were looked for."""
 
 
 class Copy:
@@ -81,20 +89,24 @@ class Copy:
 
     def __init__(self, rules: Rules, original: Dataset, changes: ChangeRecord | None) -> None:
         self._chosen, self._profile, self._names = rules.chosen, rules.profile, rules.pseudonyms
-        self._safe_private = rules.safe_private
+        self._safe_private, self._sop_classes = rules.safe_private, rules.sop_classes
         self._options = rules.chosen.options
         self._original = original
         self._changes = changes
         self.transfer_syntax_uid = transfer_syntax_of(original)
+        syntax = UID(self.transfer_syntax_uid)
+        self._is_implicit, self._is_little_endian = syntax.is_implicit_VR, syntax.is_little_endian
         self.sop_class_uid = text_of(original, 0x00080016)
         # Without an ID nothing says that two studies are of one patient: the study stands in.
         self.patient_id = decoded_text_of(original, _PATIENT_ID) or f"study {text_of(original, 0x0020000D)}"
         self._shift_days = self._names.date_shift_days(self.patient_id)
-        self._text_finder = rules.text_finder
+        self._text_finder, self._meanings = rules.text_finder, rules.meanings
         self._cleaner: TextCleaner | None = None
+        self._patient_words: PatientWords | None = None
         self._content: content.ContentRules | None = None
         self._graphics: GraphicsCleaner | None = None
         self._overlays: dict[int, DataElement] | None = None
+        self._by_position: bool | None = None
         self._fell_back = False
         self._work: list[_Level] = []
 
@@ -108,6 +120,8 @@ class Copy:
         """
         if not values.is_well_known_uid(0x00080016, self.sop_class_uid):
             raise DeidentificationError("the SOP class is private or missing")
+        if self.sop_class_uid not in self._sop_classes:
+            raise DeidentificationError(f"objects of SOP class {UID(self.sop_class_uid).name} are not taken")
         if not text_of(self._original, 0x00080018):
             raise DeidentificationError("the object has no SOP Instance UID")
         copy = empty_like(self._original)
@@ -124,7 +138,7 @@ class Copy:
         if element.VR is not None and element.VR not in _KNOWN_VRS:
             raise DeidentificationError(f"the element {tag_text(tag)} has a VR that is not of the standard")
         result = None
-        if decision.action is not Action.REMOVE:
+        if decision.action is not Action.REMOVE and not (level.is_blank and tag not in content.STRUCTURE):
             if isinstance(element, RawDataElement) and element.value is None and element.length:
                 element = element_of(level.source, tag) or element  # left in the file until asked for
             result = self._result(level, tag, element, decision)
@@ -148,7 +162,10 @@ class Copy:
         if is_empty(element):
             return None if action is Action.PIXELS else DataElement(tag, vr_of(tag), None)
         if action is Action.KEEP:
-            return self._kept(level, element)
+            if tag in lookup_tables.DESCRIPTORS:
+                return self._table(level, element)
+            kept = self._kept(level, element)
+            return self._fallback(level, tag) if kept is not None and self._tells_who(tag, kept) else kept
         if action in (Action.CLEAN_ITEMS, Action.KEEP_ITEMS, Action.CLEAN_CONTENT):
             return self._items(level, element, action)
         handler = _HANDLERS.get(action)
@@ -166,7 +183,7 @@ class Copy:
             return None
         return _dummy(tag, vr_of(tag)) if action is Action.DUMMY else DataElement(tag, vr_of(tag), None)
 
-    # --- values that stay -----------------------------------------------------------------------------------------------
+    # --- values that stay -------------------------------------------------------------------------------------------
 
     def _kept(self, level: _Level, element: Element) -> Element | None:
         tag = int(element.tag)
@@ -193,21 +210,45 @@ class Copy:
         if isinstance(element, RawDataElement):
             value = values.kept_value(tag, declared, cast(bytes, element.value))
             if value is None:
-                return self._fallback(level, tag)
+                return self._unfit(level, element, declared)
             if tag != 0x00080005 and declared in ("LO", "SH", "ST", "LT", "UC", "UT") and not _is_plain(value):
                 # Bytes of another character set are decoded here and encoded again when written.
                 return decoded(level.source, element) or self._fallback(level, tag)
             return element if value == element.value else element._replace(value=value, length=len(value))
         if isinstance(element.value, bytes):
             kept = values.kept_value(tag, declared, element.value)
-            return self._fallback(level, tag) if kept is None else DataElement(tag, declared, kept)
+            return self._unfit(level, element, declared) if kept is None else DataElement(tag, declared, kept)
         return self._kept_decoded(level, element)
+
+    def _unfit(self, level: _Level, element: Element, declared: str) -> DataElement | None:
+        """For a value that has not the form of its VR; what should be a UID becomes one, since objects need theirs."""
+        return self._replaced_uid(level, element) if declared == "UI" else self._fallback(level, int(element.tag))
+
+    def _tells_who(self, tag: int, kept: Element) -> bool:
+        """Whether a text about a device, or a term, repeats the patient's name or number."""
+        if not may_repeat(tag) or is_empty(kept):
+            return False
+        if self._patient_words is None:
+            self._patient_words = PatientWords(self._original)
+        return self._patient_words.are_in(texts(kept))
+
+    def _table(self, level: _Level, element: Element) -> Element | None:
+        """A palette or look-up table, without what lies behind its last entry."""
+        tag = int(element.tag)
+        kept = self._kept(level, element)
+        if kept is None or is_empty(kept):
+            return kept
+        if isinstance(kept, RawDataElement):
+            value = lookup_tables.trimmed(level.source, tag, cast(bytes, kept.value))
+            return self._fallback(level, tag) if value is None else kept._replace(value=value, length=len(value))
+        trim = lookup_tables.trimmed if isinstance(kept.value, bytes) else lookup_tables.trimmed_numbers
+        table = trim(level.source, tag, kept.value)
+        return self._fallback(level, tag) if table is None else DataElement(tag, kept.VR, table)
 
     def _is_foreign(self, element: RawDataElement) -> bool:
         """Whether the element is not encoded as the transfer syntax says, so that its bytes cannot be written again."""
-        syntax = UID(self.transfer_syntax_uid)
         as_implicit = element.is_implicit_VR or element.VR is None
-        return as_implicit != syntax.is_implicit_VR or element.is_little_endian != syntax.is_little_endian
+        return as_implicit != self._is_implicit or element.is_little_endian != self._is_little_endian
 
     def _kept_decoded(self, level: _Level, element: DataElement) -> DataElement | None:
         """:meth:`_kept_value` for an element whose value was set or read as Python objects."""
@@ -216,16 +257,16 @@ class Copy:
         if all(isinstance(part, int | float) for part in parts) and vr not in ("DS", "IS"):
             size = {"FD": 8, "SV": 8, "UV": 8, "US": 2, "SS": 2, "US or SS": 2}.get(vr, 4)
             encoded = values.kept_value(tag, vr, bytes(size * len(parts)))
-            return self._fallback(level, tag) if encoded is None else DataElement(tag, vr, _one_or_list(parts))
+            return self._unfit(level, element, vr) if encoded is None else DataElement(tag, vr, _one_or_list(parts))
         text = "\\".join("" if part is None else str(part) for part in parts).encode("utf-8", "replace")
         kept = values.kept_value(tag, vr, text)
         if kept is None:
-            return self._fallback(level, tag)
+            return self._unfit(level, element, vr)
         if kept == text:
             return DataElement(tag, vr, _one_or_list(parts))
         return DataElement(tag, vr, kept.decode("utf-8", "replace").rstrip(" "))
 
-    # --- values that are made anew --------------------------------------------------------------------------------------
+    # --- values that are made anew ----------------------------------------------------------------------------------
 
     def _items(self, level: _Level, element: Element, action: Action) -> DataElement | None:
         """A sequence, its items still to be done."""
@@ -236,16 +277,17 @@ class Copy:
         of_content = action is Action.CLEAN_CONTENT or (tag == 0x00400612 and level.parent == 0x00400610)
         copies = []
         for number, item in enumerate(readable.value):
-            if of_content and not self._keeps_content(item):
-                if self._changes is not None:
-                    self._changes.add(f"{level.path}{tag_text(tag)}[{number}]>", content.VALUE_TYPE, "removed", _ITEM)
-                continue
-            copy = empty_like(item)
-            copies.append(copy)
-            below = _Level(item, copy, tag, keeps_codes=level.keeps_codes or action is Action.KEEP_ITEMS)
+            path = "" if self._changes is None else f"{level.path}{tag_text(tag)}[{number}]>"
+            below = _Level(item, empty_like(item), tag, path, level.keeps_codes or action is Action.KEEP_ITEMS)
             below.is_age = content.is_age(item) if of_content else level.is_age
-            if self._changes is not None:
-                below.path = f"{level.path}{tag_text(tag)}[{number}]>"
+            if of_content and not self._keeps_content(item):
+                if not self._refers_by_position():
+                    if self._changes is not None:
+                        self._changes.add(path, content.VALUE_TYPE, "removed", _ITEM)
+                    continue
+                below.is_blank = True
+                content.blank(below.target)
+            copies.append(below.target)
             self._work.append(below)
         if not copies and len(readable.value):
             return self._fallback(level, tag)
@@ -256,10 +298,13 @@ class Copy:
             self._content = content.ContentRules(self._options, self._clean_text, self._shift_days)
         return self._content.keeps(item)
 
+    def _refers_by_position(self) -> bool:
+        if self._by_position is None:
+            self._by_position = content.refers_by_position(self._original)
+        return self._by_position
+
     def _text_cleaner(self) -> TextCleaner:
         if self._cleaner is None:
-            from gateway.deidentification.text import TextCleaner
-
             self._cleaner = TextCleaner(identifying_texts(self._original))
         return self._cleaner
 
@@ -293,13 +338,26 @@ class Copy:
         return DataElement(tag, "UI", _one_or_list(replaced))
 
     def _code(self, level: _Level, element: Element) -> Element | None:
-        """A code's value and meaning: a public scheme's stay, a hospital's own become opaque but stay comparable."""
-        scheme = text_of(level.source, 0x00080102)
-        if level.keeps_codes or scheme in values.PUBLIC_SCHEMES:
+        """A code's parts: a public scheme's stay, a hospital's own become opaque but stay comparable."""
+        if level.keeps_codes:
             return self._kept(level, element)
-        tag = int(element.tag)
-        if tag == 0x00080104:
-            return DataElement(tag, "LO", "Local code")
+        tag, source = int(element.tag), level.source
+        scheme = text_of(source, codes.SCHEME)
+        value = decoded_text_of(source, codes.VALUE) or decoded_text_of(source, codes.LONG_VALUE)
+        if codes.is_public(scheme, value) if value else scheme in values.PUBLIC_SCHEMES:
+            if tag == codes.VERSION and not codes.is_version(text_of(source, tag)):
+                return None
+            given = decoded_text_of(source, tag)
+            meaning = self._meanings.meaning(scheme, value, given) if tag == codes.MEANING else given
+            return self._kept(level, element) if meaning == given else DataElement(tag, vr_of(tag), meaning)
+        if tag == codes.VERSION:
+            return None
+        if tag == codes.SCHEME:
+            return DataElement(tag, "SH", codes.LOCAL_SCHEME)
+        if tag == codes.MEANING:
+            described = Option.CLEAN_DESCRIPTORS in self._options
+            meaning = _cut(self._clean_text(decoded_text_of(source, tag)), "LO") if described else ""
+            return DataElement(tag, "LO", meaning or codes.LOCAL_MEANING)
         return DataElement(tag, vr_of(tag), self._names.local_code(scheme, "\\".join(texts(element))))
 
     def _pseudonym_in(self, level: _Level) -> str:
@@ -333,7 +391,9 @@ class Copy:
 
     def _private(self, level: _Level, tag: int, element: Element) -> Element | None:
         """A private attribute that the site declared safe: dates and UIDs go by the options, sequences are cleaned."""
-        if not self._safe_private.holds(level.source, tag) or is_empty(element):
+        if level.safe is None:
+            level.safe = self._safe_private.tags_in(level.source)
+        if tag not in level.safe or is_empty(element):
             return None
         if element.VR in (None, "UN"):
             readable = decoded(level.source, element)
@@ -364,7 +424,7 @@ class Copy:
         moved = dates.shifted(vr, "\\".join(texts(element)).encode("ascii", "replace"), days)
         return None if moved is None else DataElement(element.tag, vr, moved.decode().rstrip(" "))
 
-    # --- the record -----------------------------------------------------------------------------------------------------
+    # --- the record -------------------------------------------------------------------------------------------------
 
     def _note(self, level: _Level, tag: int, decision: Decision, before: Element, after: Element | None) -> None:
         assert self._changes is not None

@@ -11,6 +11,7 @@ PS3.15 E.3.3 (option); PS3.3 C.9.2 (Overlay Plane), C.10.5 (Graphic Annotation),
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from collections.abc import Sequence as Several
 from typing import Protocol
@@ -92,6 +93,8 @@ _OVERLAY_TERMS: Mapping[int, tuple[str, ...]] = {
     0x0045: ("USER", "AUTOMATED", "ACTIVE IMAGE AREA"),
 }
 _OVERLAY_NUMBERS = frozenset([0x0010, 0x0011, 0x0015, 0x0050, 0x0051, 0x0100, 0x0102, 0x1301, 0x1302, 0x1303])
+_PRINTABLE = re.compile(rb"[0-9A-Za-z ^.@_-]{5,}|(?:[0-9A-Za-z ^.@_-]\x00){5,}")
+_LEAST_DISTINCT = 4
 _OVERLAY_ACTIVATION_LAYER, _OVERLAY_DATA = 0x1001, 0x3000
 
 
@@ -249,6 +252,8 @@ class GraphicsCleaner:
         if self._shows_text(plane.reshape(shape)):
             return None
         kept = np.packbits(plane, bitorder="little").tobytes()
+        if _spells(kept) or _spells(_swap_bytes(kept)):
+            return None
         kept += bytes(len(kept) % 2)
         return DataElement(group | _OVERLAY_DATA, "OW", _swap_bytes(kept) if swapped else kept)
 
@@ -257,6 +262,11 @@ class GraphicsCleaner:
         if self._finder is None:
             return True
         return any(len(self._finder.find(picture * np.uint8(255))) for picture in pictures if picture.any())
+
+
+def _spells(plane: bytes) -> bool:
+    """Whether bytes of a plane are letters, which no finder sees in the picture; hatching repeats, and is none."""
+    return any(len(set(run.group())) >= _LEAST_DISTINCT for run in _PRINTABLE.finditer(plane))
 
 
 def _bits(value: bytes, count: int) -> npt.NDArray[np.uint8]:

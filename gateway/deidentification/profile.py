@@ -24,6 +24,8 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any, NamedTuple
 
+from pydicom.datadict import keyword_for_tag
+
 from gateway.deidentification.allow_list import allowed
 from gateway.deidentification.options import CODES, Option
 from gateway.deidentification.values import vr_in_dictionary
@@ -55,7 +57,7 @@ class Action(Enum):
     UNKNOWN = "unknown"
     """Of an even group, and not in the standard."""
     CODE = "code"
-    """Value or meaning of a code: kept when the coding scheme is a public one."""
+    """Value, scheme, version or meaning of a code: kept when the coding scheme is a public one."""
     PATIENT_ID = "patient ID"
     PATIENT_NAME = "patient name"
     PIXELS = "pixels"
@@ -75,6 +77,7 @@ KEPT_TEXTS: Mapping[int, str] = {
     0x00080102: "Coding Scheme Designator: code",
     0x00080103: "Coding Scheme Version: code",
     0x00180024: "Sequence Name: acquisition, set by the device",
+    0x00180085: "Imaged Nucleus: acquisition, a chemical symbol",
     0x00181016: "Secondary Capture Device Manufacturer: device",
     0x00181018: "Secondary Capture Device Manufacturer's Model Name: device",
     0x00181019: "Secondary Capture Device Software Versions: device",
@@ -92,6 +95,24 @@ KEPT_TEXTS: Mapping[int, str] = {
     0x00283004: "Modality LUT Type: display",
 }
 """Texts that the table does not list and that stay, each with what it tells. Others do not stay."""
+
+CLEANED_TEXTS: Mapping[int, str] = {
+    0x00181040: "Contrast/Bolus Route: acquisition",
+    0x00181160: "Filter Type: exposure",
+    0x00181180: "Collimator/grid Name: acquisition",
+    0x00181251: "Transmit Coil Name: acquisition",
+    0x00181260: "Plate Type: device",
+    0x00187006: "Detector Description: device",
+    0x00187008: "Detector Mode: device",
+    0x00189005: "Pulse Sequence Name: acquisition",
+    0x00201040: "Position Reference Indicator: geometry",
+    0x00209056: "Stack ID: order of frames",
+    0x00209421: "Dimension Description Label: order of frames",
+    0x00283003: "LUT Explanation: display",
+    0x00620005: "Segment Label: what is marked",
+}
+"""Texts that the table does not list, of which the words of imaging stay whatever the options: they tell how an image
+was made and hold what someone typed."""
 
 KEPT_BULK: Mapping[int, str] = {
     0x00281201: "palette: display",
@@ -111,8 +132,10 @@ REMOVED: Mapping[int, str] = {
     0x00100024: "Issuer of Patient ID Qualifiers Sequence: names a hospital",
     0x00100026: "Source Patient Group Identification Sequence",
     0x00100027: "Group of Patients Identification Sequence",
+    0x00120062: "Patient Identity Removed: written anew",
     0x00120063: "De-identification Method: written anew",
     0x00120064: "De-identification Method Code Sequence: written anew",
+    0x00280303: "Longitudinal Temporal Information Modified: written anew",
     0x00281055: "Window Center & Width Explanation: free text",
     0x54000100: "Waveform Sequence: an ECG or a voice can identify",
     0x7FE00001: "Extended Offset Table: frames move when the streams in them are cleaned",
@@ -123,6 +146,8 @@ REMOVED: Mapping[int, str] = {
 
 _SPECIAL: Mapping[int, Action] = {
     0x00080100: Action.CODE,
+    0x00080102: Action.CODE,
+    0x00080103: Action.CODE,
     0x00080104: Action.CODE,
     0x00080119: Action.CODE,
     0x00100010: Action.PATIENT_NAME,
@@ -235,7 +260,10 @@ class Profile:
 
     def fallback(self, tag: int, parent: int | None, sop_class_uid: str) -> Action:
         """What is done when a value cannot stay: as little as the IOD allows."""
-        return {1: Action.DUMMY, 2: Action.EMPTY}.get(self._types.of(tag, parent, sop_class_uid), Action.REMOVE)
+        attribute_type = self._types.of(tag, parent, sop_class_uid)
+        if attribute_type == 1 and vr_in_dictionary(tag) == "SQ" and not keyword_for_tag(tag).endswith("CodeSequence"):
+            return Action.REMOVE  # there is no dummy item but a code
+        return {1: Action.DUMMY, 2: Action.EMPTY}.get(attribute_type, Action.REMOVE)
 
     def _decide(self, tag: int, parent: int | None, sop_class_uid: str) -> Decision:
         group = tag >> 16
@@ -293,6 +321,8 @@ class Profile:
             return Decision(self.fallback(tag, parent, sop_class_uid), NOT_ALLOWED)
         if vr == "UI":
             return Decision(Action.KEEP if Option.RETAIN_UIDS in self.options else Action.REPLACE_UID, reason)
+        if tag in CLEANED_TEXTS:
+            return Decision(Action.CLEAN_TEXT, reason)
         return Decision(Action.CLEAN_ITEMS if vr == "SQ" else Action.KEEP, reason)
 
     @staticmethod

@@ -17,15 +17,17 @@ class SafePrivateList:
         self._safe = frozenset((row.creator.strip(), row.group, row.element) for row in safe)
         self._groups = frozenset(row.group for row in safe)
 
-    def holds(self, source: Dataset, tag: int) -> bool:
-        """Whether the private attribute `tag` of `source` is on the list, or is the creator of one that is there."""
-        group, element = tag >> 16, tag & 0xFFFF
-        if group not in self._groups:
-            return False
-        if 0x0010 <= element <= 0x00FF:
-            block = range(tag & 0xFFFF0000 | element << 8, (tag & 0xFFFF0000 | element << 8) + 0x100)
-            return any(int(other) in block and self.holds(source, int(other)) for other in source.keys())  # noqa: SIM118
-        if element < 0x1000:
-            return False
-        creator = decoded_text_of(source, tag & 0xFFFF0000 | element >> 8)
-        return (creator, group, element & 0xFF) in self._safe
+    def tags_in(self, source: Dataset) -> frozenset[int]:
+        """The private attributes of `source` that are on the list, and the creators of their blocks."""
+        found = set()
+        creators: dict[int, str] = {}
+        for tag in map(int, source.keys()):
+            group, element = tag >> 16, tag & 0xFFFF
+            if group not in self._groups or element < 0x1000:
+                continue
+            creator_tag = tag & 0xFFFF0000 | element >> 8
+            if creator_tag not in creators:
+                creators[creator_tag] = decoded_text_of(source, creator_tag)
+            if (creators[creator_tag], group, element & 0xFF) in self._safe:
+                found |= {tag, creator_tag}
+        return frozenset(found)

@@ -10,6 +10,7 @@ from pydicom._uid_dict import UID_dictionary
 from pydicom.datadict import dictionary_VM, dictionary_VR
 
 from gateway.deidentification import dates
+from gateway.deidentification.terms import is_term
 
 PUBLIC_SCHEMES = frozenset(
     [
@@ -50,12 +51,15 @@ PUBLIC_SCHEMES = frozenset(
 """Coding Scheme Designators of PS3.16 Table 8-1 whose codes anyone can look up; a hospital's own are not among them."""
 
 CODING_SCHEME_ATTRIBUTES = frozenset([0x0008010C, 0x0008010D, 0x00080117, 0x00080118])
-_CODING_SCHEME_ROOTS = ("2.16.840.1.113883.6.", "1.2.840.10008.2.16.", "1.2.840.10008.6.1.")
+_CODING_SCHEME = re.compile(r"2\.16\.840\.1\.113883\.6\.\d{1,3}|1\.2\.840\.10008\.(?:2\.16\.\d{1,2}|6\.1\.\d{1,4})")
+_NEWER_SOP_CLASS = re.compile(r"1\.2\.840\.10008\.5\.1\.4(?:\.\d{1,3}){1,6}")
 _SOP_CLASS_ATTRIBUTES = frozenset([0x0008001A, 0x0008001B, 0x00080016, 0x0008005A, 0x00080062, 0x00081150, 0x0008115A])
 
 _TERM = re.compile(rb"[A-Z0-9_ ]{0,16}")
 _CHARACTER_SETS = re.compile(rb"(?:\\?(?:ISO_IR [0-9]{1,3}|ISO 2022 IR [0-9]{1,3}|GB18030|GBK|) *)*")
-_NUMBERS = re.compile(rb"[0-9+\-.eE \\]*\x00?")
+_DECIMAL = re.compile(rb" *[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]{1,3})? *")
+_WHOLE = re.compile(rb" *[+-]?[0-9]+ *")
+_LONGEST_NUMBER = {"DS": 16, "IS": 12}
 _AGE = re.compile(rb"([0-9]{1,6})([DWMY])")
 OLDEST_AGE_YEARS = 90
 """Whoever is older than 89 is as old as this."""
@@ -67,6 +71,13 @@ _LOCATOR = re.compile(rb"[A-Za-z0-9\-._~:/?#\[\]@!$&'()*+,;=%]{1,1024} *")
 _TITLE = re.compile(rb"[ -\[\]-~\\]{0,64}\x00?")
 _UTC_OFFSET = re.compile(rb"[+-](?:0[0-9]|1[0-4])[0-5][0-9] *")
 _TIMEZONE_OFFSET = 0x00080201
+_PRINTED = re.compile(rb"[\x20-\x7e]+\x00?")
+_LEAST_PRINTED_BYTES = 10
+"""From here on bytes that all are printable characters are taken for text, whatever number they would be."""
+_TERMS_AS_TEXTS = frozenset([0x00180085, 0x00281054, 0x00283004])
+"""Imaged Nucleus, Rescale Type and Modality LUT Type: their VR is one of texts, their values are Defined Terms."""
+_MODIFYING_DEVICE_ID = 0x00203401
+"""Its VR is CS, but it is a name that Retain Device Identity keeps."""
 _LONGEST = {"SH": 16, "LO": 64, "ST": 1024, "LT": 10240, "UC": 1024, "UT": 10240}
 _SIZES = {"US": 2, "SS": 2, "US or SS": 2, "UL": 4, "SL": 4, "FL": 4, "AT": 4, "FD": 8, "SV": 8, "UV": 8}
 _BULK = frozenset(["OB", "OW", "OV", "OL", "OF", "OD", "OB or OW", "US or OW"])
@@ -160,7 +171,7 @@ def kept_value(tag: int, vr: str, value: bytes) -> bytes | None:
     if vr == "CS":
         return _kept_terms(tag, value)
     if vr in ("DS", "IS"):
-        return value if _NUMBERS.fullmatch(value) else None
+        return value if _are_numbers(tag, vr, value) else None
     if vr == "AS":
         return _kept_age(value)
     if vr in ("DA", "TM", "DT"):
@@ -170,14 +181,64 @@ def kept_value(tag: int, vr: str, value: bytes) -> bytes | None:
     if vr == "UI":
         return value if _UIDS.fullmatch(value) else None
     if vr in _SIZES:
-        return value if _fits(tag, len(value), _SIZES[vr]) else None
+        return value if _fits(tag, len(value), _SIZES[vr]) and _is_binary(vr, value) else None
+    if tag in _TERMS_AS_TEXTS:
+        return value if _is_term(tag, value.strip(b" \x00")) else None
     if vr in _LONGEST:
         parts = value.split(b"\\") if vr in ("SH", "LO", "UC") else [value]
-        short = all(len(part.strip(b" \x00")) <= _LONGEST[vr] * 4 for part in parts)  # a character is up to 4 bytes
-        return value if short and _TEXT.fullmatch(value) else None
+        allowed = _multiplicity(tag)
+        fits = all(_is_short(vr, part) for part in parts) and (allowed is None or len(parts) <= allowed)
+        return value if fits and _TEXT.fullmatch(value) else None
     if vr in ("UR", "AE"):
         return value if (_LOCATOR if vr == "UR" else _TITLE).fullmatch(value) else None
     return value if vr in _BULK else None
+
+
+def _are_numbers(tag: int, vr: str, value: bytes) -> bool:
+    """Whether the value is decimal numbers, each no longer than its VR allows (PS3.5 Table 6.2-1)."""
+    numbers = value.rstrip(b"\x00").split(b"\\")
+    allowed = _multiplicity(tag)
+    if allowed is not None and len(numbers) > allowed:
+        return False
+    form, longest = _DECIMAL if vr == "DS" else _WHOLE, _LONGEST_NUMBER[vr]
+    for number in numbers:
+        # A longer one is as common as it is wrong, and stays if it is a fraction: its digits are a computer's.
+        if len(number.strip(b" ")) > longest and not (vr == "DS" and _is_fraction(number)):
+            return False
+        if number.strip(b" ") and not form.fullmatch(number):
+            return False
+    return True
+
+
+def _is_fraction(number: bytes) -> bool:
+    """Whether it is a number of at most five digits before the point and at most 20 behind it."""
+    return re.fullmatch(rb" *[+-]?[0-9]{0,5}\.[0-9]{1,20}(?:[eE][+-]?[0-9]{1,3})? *", number) is not None
+
+
+def _is_binary(vr: str, value: bytes) -> bool:
+    """Whether binary numbers are not text put in their place."""
+    if vr == "AT":
+        return all(_is_attribute(value[at : at + 4]) for at in range(0, len(value), 4))
+    longest = 24 if vr in ("FD", "FL") else _LEAST_PRINTED_BYTES  # fractions use their bytes more freely
+    return len(value) < longest or not _PRINTED.fullmatch(value)
+
+
+def _is_attribute(pointer: bytes) -> bool:
+    """Whether the four bytes, little endian as big endian, name an attribute of the standard."""
+    little = int.from_bytes(pointer[:2], "little") << 16 | int.from_bytes(pointer[2:], "little")
+    for tag in (little, int.from_bytes(pointer, "big")):
+        try:
+            vr_in_dictionary(tag)
+        except KeyError:
+            continue
+        return True
+    return False
+
+
+def _is_short(vr: str, text: bytes) -> bool:
+    """Whether a text has at most as many characters as its VR allows; one outside ASCII may have up to 4 bytes."""
+    text = text.strip(b" \x00")
+    return len(text) <= _LONGEST[vr] * (1 if text.isascii() and b"\x1b" not in text else 4)
 
 
 def _kept_age(value: bytes) -> bytes | None:
@@ -200,13 +261,19 @@ def _kept_terms(tag: int, value: bytes) -> bytes | None:
     if tag == 0x00080005:
         return value if _CHARACTER_SETS.fullmatch(value) else None
     terms = value.rstrip(b"\x00").split(b"\\")
-    good = [term if _TERM.fullmatch(term.strip(b" ")) else b"" for term in terms]
+    good = [term if _is_term(tag, term.strip(b" ")) else b"" for term in terms]
     if good == terms:
         return value
     if len(terms) == 1 or not any(good):
         return None
     kept = b"\\".join(good)
     return kept + b" " * (len(kept) % 2)
+
+
+def _is_term(tag: int, term: bytes) -> bool:
+    """Whether it has the form of a term and is made of words of imaging; a site answers for its private attributes."""
+    free = tag >> 16 & 1 == 1 or tag == _MODIFYING_DEVICE_ID
+    return bool(_TERM.fullmatch(term)) and (free or is_term(term.decode("ascii")))
 
 
 def _fits(tag: int, length: int, size: int) -> bool:
@@ -231,8 +298,8 @@ def is_well_known_uid(tag: int, value: str) -> bool:
     if value in UID_dictionary:
         return True
     if tag in _SOP_CLASS_ATTRIBUTES:  # a class newer than the dictionary
-        return value.startswith("1.2.840.10008.5.1.4.") and len(value) <= 40
-    return tag in CODING_SCHEME_ATTRIBUTES and value.startswith(_CODING_SCHEME_ROOTS) and len(value) <= 40
+        return bool(_NEWER_SOP_CLASS.fullmatch(value))
+    return tag in CODING_SCHEME_ATTRIBUTES and bool(_CODING_SCHEME.fullmatch(value))
 
 
 @cache

@@ -10,7 +10,10 @@ from sqlalchemy import select, update
 
 from gateway.errors import StoreError
 from gateway.store.engine import Store
-from gateway.store.schema import delivery, result
+from gateway.store.schema import delivery, instance, result
+
+STOPPED = "stopped"
+"""With it begins the last error of a delivery that did not leave because it may be another patient's."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,6 +59,28 @@ def due_deliveries(store: Store, now: datetime, *, destinations: Sequence[str], 
         )
         for row in rows
     )
+
+
+def judged_sources(store: Store, study_key: str, *, limit: int) -> list[str]:
+    """Relative paths of the study's images that a rule chose and whose files have not expired."""
+    with store.read() as connection:
+        return list(
+            connection.execute(
+                select(instance.c.path)
+                .where(instance.c.study_key == study_key, instance.c.removed_at.is_(None), instance.c.rule.is_not(None))
+                .order_by(instance.c.sop_instance_uid)
+                .limit(limit)
+            ).scalars()
+        )
+
+
+def source_path(store: Store, instance_key: str) -> str | None:
+    """Relative path of an image, or ``None`` where its file has expired or its row is gone."""
+    with store.read() as connection:
+        row = connection.execute(
+            select(instance.c.path).where(instance.c.instance_key == instance_key, instance.c.removed_at.is_(None))
+        ).first()
+    return None if row is None else str(row.path)
 
 
 def mark_delivered(store: Store, delivery_ids: Sequence[int], now: datetime) -> None:

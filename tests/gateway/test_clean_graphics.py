@@ -179,6 +179,21 @@ def test_planes_that_cannot_be_read_go(element: int, value: object) -> None:
     assert not list(cleaner(Looks(most=10_000)).overlays(read_again(dataset)))
 
 
+@pytest.mark.parametrize("text", [b"KOWALCZYK ANNA", b"12345678", "KOWALCZYK".encode("utf-16-le")])
+def test_a_plane_whose_bytes_spell_something_goes(text: bytes) -> None:
+    """As a picture it is a few scattered points; a reader of the bytes sees the name."""
+    plane = drawing()
+    hidden = np.unpackbits(np.frombuffer(text, np.uint8), bitorder="little")
+    plane.ravel()[8 * 40 : 8 * 40 + len(hidden)] = hidden
+    assert not list(cleaner(Looks(most=10_000)).overlays(read_again(with_overlay(plane))))
+
+
+def test_hatching_is_not_taken_for_letters() -> None:
+    plane = np.zeros((1, 24, 32), np.uint8)
+    plane[..., ::2] = 1  # bytes 0x55, which is U
+    assert list(cleaner(Looks(most=10_000)).overlays(read_again(with_overlay(plane))))
+
+
 def test_curves_and_repeating_groups_out_of_range_are_no_overlays() -> None:
     dataset = with_overlay(drawing(), group=0x6020)
     dataset.update(with_overlay(drawing(), group=0x5000))

@@ -146,8 +146,7 @@ class Planter:
 
 TEXT_VRS = ["AE", "DA", "DT", "LO", "LT", "PN", "SH", "ST", "TM", "UC", "UI", "UR", "UT", "OB", "UN"]
 KEPT_BY_RULE = profile.KEPT_TEXTS.keys() | profile.KEPT_BULK.keys()
-CODES = {0x00080100, 0x00080102, 0x00080103, 0x00080104, 0x00080119, 0x00080120}
-SKIPPED = {0x00080016, 0x00082000, 0x00282000} | CODES | KEPT_BY_RULE
+SKIPPED = {0x00080016, 0x00082000, 0x00282000} | KEPT_BY_RULE
 
 
 def device_identity(tag: int) -> bool:
@@ -199,7 +198,20 @@ def planted_object(planter: Planter) -> bytes:
         + element(0x00080102, "SH", b"99LOCAL")
         + element(0x00080104, "LO", planter.token("local meaning"))
     )
+    public_code = (
+        element(0x00080100, "SH", b"51185008")
+        + element(0x00080102, "SH", b"SCT")
+        + element(0x00080103, "SH", planter.token("version of a public scheme"))
+        + element(0x00080104, "LO", planter.token("meaning of a public code"))
+        + element(0x00080119, "UC", planter.token("long value of a public code"))
+    )
+    value_of_no_scheme = (
+        element(0x00080100, "SH", planter.token("value of a public scheme"))
+        + element(0x00080102, "SH", b"DCM")
+        + element(0x00080104, "LO", planter.token("its meaning"))
+    )
     elements |= private | {
+        0x00080220: sequence(0x00080220, public_code, value_of_no_scheme),
         0x00081140: sequence(0x00081140, joined(nested)),
         0x00082218: sequence(0x00082218, local_code),
         0x00880200: sequence(0x00880200, element(0x7FE00010, "OB", planter.token("icon"))),
@@ -239,6 +251,37 @@ def test_no_planted_token_survives_in_any_byte() -> None:
 
     assert planter.found_in(result) == {}
     assert read(result).pixel_array.tobytes() == bytes(range(64))
+
+
+FULL, MODIFIED = Option.RETAIN_LONGITUDINAL_FULL_DATES, Option.RETAIN_LONGITUDINAL_MODIFIED_DATES
+
+
+@pytest.mark.parametrize(
+    "chosen",
+    [
+        {Option.CLEAN_DESCRIPTORS, Option.CLEAN_GRAPHICS, Option.CLEAN_STRUCTURED_CONTENT},
+        *({option} for option in Option if option not in (Option.CLEAN_PIXEL_DATA, Option.RETAIN_SAFE_PRIVATE)),
+        set(Option) - {Option.CLEAN_PIXEL_DATA, Option.RETAIN_SAFE_PRIVATE, FULL},
+        set(Option) - {Option.CLEAN_PIXEL_DATA, Option.RETAIN_SAFE_PRIVATE, MODIFIED},
+    ],
+    ids=lambda chosen: "+".join(sorted(chosen)) if len(chosen) < 4 else f"{len(chosen)} options",
+)
+def test_what_survives_an_option_is_what_its_column_keeps(chosen: set[Option]) -> None:
+    planter = Planter()
+    encoded = planted_object(planter)
+    taken = DeidentificationProfile(options=frozenset(chosen), unknown_attributes="remove")
+    result = written(Deidentifier(KEY, taken).dataset(read(encoded)))
+
+    unexpected = {}
+    for token, where in planter.found_in(result).items():
+        tags = [word for word in where.split() if len(word) == 8 and word.isalnum() and word.upper() == word]
+        row = profile.table().get(tags[0]) if tags else None
+        kept_by_row = row is not None and any(row.options.get(option) == "K" for option in chosen)
+        time_of_day = row is not None and where.endswith(" TM") and MODIFIED in chosen and MODIFIED in row.options
+        unlisted_uid = row is None and where.endswith(" UI") and Option.RETAIN_UIDS in chosen
+        if not (kept_by_row or time_of_day or unlisted_uid):
+            unexpected[token] = where
+    assert unexpected == {}
 
 
 def test_an_attribute_that_the_standard_does_not_have_sends_the_object_to_quarantine() -> None:

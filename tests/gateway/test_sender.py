@@ -332,7 +332,7 @@ def test_dead_letter_after_a_day(outbox: Outbox) -> None:
 def start_sender(outbox: Outbox, ports: dict[str, int], *, tls: dict[str, str] | None = None) -> Any:
     known = {"ae_title": "PACS", "host": "127.0.0.1", "tls": tls is not None}
     destinations = [{"name": name, "port": port, **known} for name, port in ports.items()]
-    overrides = {"destinations": destinations, "sender.first_delay_s": 0.5, "rules": []}
+    overrides = {"destinations": destinations, "sender.first_delay_s": 0.5, "rules": [], "vault.enabled": False}
     overrides |= {f"tls.{key}": value for key, value in (tls or {}).items()}
     settings = load_settings(environment={}, overrides=overrides)
     process = PROCESSES.Process(target=deliver, args=(settings, outbox.data_dir))

@@ -21,6 +21,7 @@ from gateway.store.predictions import AliasedVersion, write_aliases
 from gateway.store.studies import claim_studies, complete_now, release_leases
 from gateway.studies_view import every_study
 from gateway.study import StudyState
+from gateway.vault import prepare_vault
 from gateway.worker import Worker, conclusion, plan_threads
 from models import bundled_folders
 from models.card import load_bundle
@@ -57,6 +58,7 @@ def store(tmp_path: Path) -> Store:
 
 @pytest.fixture
 def worker(settings: Settings, store: Store, tmp_path: Path) -> Iterator[Worker]:
+    prepare_vault(settings.vault, tmp_path)
     made = Worker(settings, tmp_path, name="worker-0", threads=1)
     yield made
     made.close()
