@@ -166,7 +166,7 @@ def _lines(summary: Summary, plan: Plan) -> list[str]:
     if summary.stopped:
         lines.append(f"stopped before the end: {summary.stopped}; the same command goes on from here")
     lines.append(f"manifest: {plan.places.manifest}")
-    if plan.places.crosswalk is None and not summary.complete:
+    if plan.places.crosswalk is None and summary.counts["refused"] + summary.counts["failed"]:
         lines.append("which files these are: run again with --crosswalk FILE")
     return lines
 

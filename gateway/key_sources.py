@@ -44,6 +44,12 @@ class KeySource:
     def __post_init__(self) -> None:
         if sum(map(bool, (self.file, self.environment, self.command))) > 1:
             raise DeidentificationError("a key comes from one place: a file, an environment variable or a command")
+        for name, text in (("file", self.file), ("environment variable", self.environment)):
+            if _looks_like_a_key(text):
+                # It would stand in messages, and stands in the settings, where no key may be.
+                raise DeidentificationError(
+                    f"a key is given where the name of a {name} is expected; it is secret no more"
+                )
 
     def __bool__(self) -> bool:
         return bool(self.file or self.environment or self.command)
@@ -73,14 +79,24 @@ class KeySource:
         return decode_key(found, where)
 
 
+def _looks_like_a_key(text: str) -> bool:
+    return len(text) >= 2 * KEY_BYTES and _HEXADECIMAL.fullmatch(text.encode("utf-8", "surrogateescape")) is not None
+
+
 def decode_key(found: bytes, where: str) -> bytes:
     """The key that `found` is or stands for; raises :class:`DeidentificationError`, naming `where`, if it is weak."""
+    if len(found) > LONGEST_BYTES:
+        raise DeidentificationError(f"{where}: over {LONGEST_BYTES} bytes, which is no key")
     key = found
     text = found.strip()
     try:
-        if _HEXADECIMAL.fullmatch(text) and len(text) >= 2 * KEY_BYTES:
+        if _HEXADECIMAL.fullmatch(text):
+            if len(text) < 2 * KEY_BYTES or len(text) % 2:
+                raise DeidentificationError(
+                    f"{where}: {len(text)} hexadecimal digits: expected an even number of at least {2 * KEY_BYTES}"
+                )
             key = bytes.fromhex(text.decode("ascii"))
-        elif _BASE64.fullmatch(text) and len(text) >= KEY_BYTES * 4 // 3:
+        elif _BASE64.fullmatch(text) and len(text) >= KEY_BYTES * 4 // 3 and _is_like_random(text):
             key = base64.b64decode(text.translate(bytes.maketrans(b"-_", b"+/")) + b"=" * (-len(text) % 4))
     except (ValueError, binascii.Error):
         key = found
@@ -88,6 +104,13 @@ def decode_key(found: bytes, where: str) -> bytes:
         return check_key(key)
     except DeidentificationError as error:
         raise DeidentificationError(f"{where}: {error}") from None
+
+
+def _is_like_random(text: bytes) -> bool:
+    """Whether base64 text has the capitals and small letters that random bytes give (fewer: 1 in 100,000), and a
+    pass-phrase, which may be written in the same characters, has not."""
+    letters = text.decode("ascii")
+    return sum(map(str.isupper, letters)) > len(text) // 10 and sum(map(str.islower, letters)) > len(text) // 10
 
 
 def _read_file(path: Path) -> bytes:
@@ -101,7 +124,7 @@ def _read_file(path: Path) -> bytes:
                     f"key file {path} may be read or written by other users (mode {status.st_mode & 0o777:o}): "
                     f"expected 600, by chmod 600 {path}"
                 )
-            return stream.read(LONGEST_BYTES)
+            return stream.read(LONGEST_BYTES + 1)
     except OSError as error:
         raise DeidentificationError(f"key file {path} cannot be read: {error.strerror}") from None
 

@@ -16,7 +16,8 @@ from gateway.errors import IdentityError
 from gateway.result_header import read_identity, require_same_bytes
 from gateway.store import Store
 from gateway.store.deliveries import judged_sources, source_path
-from gateway.vault import SealedIdentity, Vault
+from gateway.vault import Vault
+from gateway.vault_rows import SealedIdentity
 
 _MOST_IMAGES = 32
 """Of a study that are looked at where nothing says which one its identity was taken from."""

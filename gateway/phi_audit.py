@@ -18,6 +18,7 @@ import json
 import mmap
 import os
 import re
+import stat
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -118,8 +119,12 @@ def _files(folder: Path) -> Iterator[Path]:
     waiting = [folder]
     while waiting:
         here = waiting.pop()
-        with os.scandir(here) as entries:
-            found = sorted(entries, key=lambda entry: entry.name)
+        try:
+            with os.scandir(here) as entries:
+                found = sorted(entries, key=lambda entry: entry.name)
+        except OSError:
+            yield here  # as a file that cannot be read
+            continue
         waiting += [Path(entry.path) for entry in reversed(found) if entry.is_dir(follow_symlinks=False)]
         yield from (Path(entry.path) for entry in found if not entry.is_dir(follow_symlinks=False))
 
@@ -153,7 +158,11 @@ def _name(part: str, rules: TextRules) -> Iterator[tuple[str, str]]:
 
 def _file(path: Path, rules: TextRules, finder: Finder | None) -> Iterator[_Found]:
     try:
-        size = path.stat().st_size
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):
+            yield "file", "no regular file", ""
+            return
+        size = status.st_size
         with path.open("rb") as file:
             head = file.read(_PREAMBLE_BYTES + 4)
     except OSError:

@@ -47,14 +47,16 @@ _IDENTIFIER = re.compile(r"(?:ID|IDs|Identifier|Number|Code)$")
 OF_DEVICES = frozenset(
     [
         *("DeviceSerialNumber", "StationName", "GantryID", "DetectorID", "PlateID", "CassetteID", "GeneratorID"),
-        *("SecondaryCaptureDeviceID", "HardcopyDeviceID", "DeviceID", "DeviceDescription", "DeviceLabel"),
-        *("TransducerIdentificationSequence", "SourceManufacturer", "SourceSerialNumber", "FilterSerialNumber"),
+        *("SecondaryCaptureDeviceID", "DeviceID", "DeviceDescription", "DeviceLabel"),
+        *("TransducerIdentificationSequence", "SourceManufacturer", "SourceSerialNumber"),
         *("ManufacturerDeviceIdentifier", "UniqueDeviceIdentifier", "XRaySourceID", "XRayDetectorID", "LensMake"),
-        *("LensModel", "LensSerialNumber", "LensSpecification", "CalibrationObject", "ManufacturerModelVersion"),
-        *("PerformedStationName", "ScheduledStationName", "PerformedStationGeographicLocation", "DateOfManufacture"),
+        *("LensModel", "LensSerialNumber", "LensSpecification", "ManufacturerModelVersion"),
+        *("PerformedStationName", "ScheduledStationName", "DateOfManufacture"),
         *("DateOfLastCalibration", "TimeOfLastCalibration", "DateTimeOfLastCalibration", "DateOfInstallation"),
         *("DateOfLastDetectorCalibration", "TimeOfLastDetectorCalibration", "ScheduledStudyLocation"),
-        *("ManufacturerDeviceClassUID", "DeviceUID", "CameraSerialNumber"),
+        *("CalibrationDate", "CalibrationTime", "CalibrationDateTime", "XRayDetectorLabel", "TreatmentMachineName"),
+        *("ScheduledProcedureStepLocation", "HardcopyCreationDeviceID", "BeamHoldTransitionDateTime"),
+        *("ManufacturerDeviceClassUID", "DeviceUID"),
     ]
 )
 """What 113109, the Retain Device Identity Option, explains."""
@@ -69,7 +71,7 @@ TECHNICAL_TEXTS = frozenset(
         *("ModalityLUTType", "LUTExplanation", "ReconstructionAlgorithm", "CodingSchemeDesignator"),
         *("CodingSchemeVersion", "CodingSchemeName", "CodingSchemeRegistry", "DeidentificationMethod", "FilterType"),
         *("ContentQualification", "ColorSpace", "StackID", "LUTLabel", "DimensionDescriptionLabel", "SegmentLabel"),
-        *("ImplementationVersionName", "OverlaySubtype", "FieldOfViewDescription", "CSSFontName", "RWVUnits"),
+        *("ImplementationVersionName", "FieldOfViewDescription", "CSSFontName"),
         *("ContrastBolusRoute", "CollimatorGridName", "PlateType", "DetectorDescription", "DetectorMode"),
         *("PositionReferenceIndicator", "ImagedNucleus"),
     ]
@@ -79,9 +81,16 @@ OF_INSTITUTIONS = frozenset(
     [
         *("InstitutionName", "InstitutionAddress", "InstitutionalDepartmentName"),
         *("ClinicalTrialCoordinatingCenterName", "ClinicalTrialSiteName", "ClinicalTrialSiteID"),
+        *("ClinicalTrialProtocolEthicsCommitteeName", "SourceOfPreviousValues"),
     ]
 )
-OF_PATIENTS = frozenset(["EthnicGroup", "EthnicGroups", "PatientSpeciesDescription", "PatientBreedDescription"])
+OF_PATIENTS = frozenset(
+    [
+        *("EthnicGroup", "PatientSpeciesDescription", "PatientBreedDescription", "Allergies"),
+        *("SpecialNeeds", "PatientState", "PreMedication"),
+    ]
+)
+"""What 113108, the Retain Patient Characteristics Option, explains."""
 CODED_TEXTS = frozenset(["CodeValue", "CodeMeaning", "LongCodeValue", "URNCodeValue"])
 PUBLIC_SCHEMES = frozenset(
     [
@@ -191,6 +200,10 @@ class DataSetAudit:
             return None if self._is_pseudonym(text, here) else ("person name", text)
         if tag == 0x00100020:
             return None if self._is_pseudonymous_id(text, here) else ("patient ID", text)
+        if vr in ("IS", "DS", "UI", "DA", "DT"):
+            given = self._rules.given(text)
+            if given is not None:
+                return "given name", given
         if vr in ("DA", "DT", "TM"):
             return self._moment(tag, vr, text)
         if vr == "AS":
@@ -251,7 +264,7 @@ class DataSetAudit:
 
     def _text(self, element: DataElement, text: str, here: Dataset) -> _Judged:
         keyword = element.keyword
-        if _DUMMY_TEXTS.fullmatch(text) or _HASH.fullmatch(text):
+        if _DUMMY_TEXTS.fullmatch(text) or (_HASH.fullmatch(text) and _LETTER_OF_HASH.search(text)):
             return None if self._rules.given(text) is None else ("given name", text)
         if keyword in TECHNICAL_TEXTS or (keyword in OF_DEVICES and "113109" in self._codes):
             named = None if keyword == "Manufacturer" else self._rules.likely(_without_numbers(text))
@@ -265,7 +278,7 @@ class DataSetAudit:
         if keyword in OF_INSTITUTIONS and "113112" in self._codes:
             return self._given(text)
         if keyword in OF_PATIENTS and "113108" in self._codes:
-            return self._rules.likely(text)
+            return self._rules.likely(text, clean=True)
         if keyword == "TimezoneOffsetFromUTC" and re.fullmatch(r"[+-]\d{4}", text) and self._codes & _DATES_KEPT:
             return None
         if int(element.tag) >> 16 & 1 or any(code in self._codes for code in _CLEANED):
@@ -285,7 +298,8 @@ class DataSetAudit:
             found = self._rules.certain(text)
             if found is not None and not (is_table and found[0] == "person name"):
                 return found
-        words = b"" if is_table else words_in(value)
+        declared_safe = int(element.tag) >> 16 & 1 and "113111" in self._codes
+        words = b"" if is_table or declared_safe else words_in(value)
         return ("text among bytes", words.decode("ascii")) if words else None
 
     def _pixels(self, element: DataElement, here: Dataset) -> _Judged:

@@ -68,6 +68,8 @@ _IN_FREE_TEXT = (
 )
 _STROKES = str.maketrans("łŁøØđĐı", "lLoOdDi")
 """Letters that Unicode does not take apart."""
+_LONG_NAME = 6
+"""So long a name is looked for inside words and among bytes too."""
 PSEUDONYM = re.compile(r"PSEUDONYM\^[0-9A-F]{16}")
 
 
@@ -106,9 +108,11 @@ class TextRules:
         parts = {
             part for name in names for part in re.split(r"[^\w]+", folded(name).replace("_", " ")) if len(part) > 2
         }
-        alternatives = "|".join(re.escape(part) for part in sorted(parts, key=len, reverse=True))
-        self._given = re.compile(rf"(?<![^\W_])(?:{alternatives})(?![^\W_])") if parts else None
-        long = [part.encode() for part in parts if len(part) >= 6]
+        short = "|".join(re.escape(part) for part in parts if len(part) < _LONG_NAME)
+        anywhere = "|".join(re.escape(part) for part in parts if len(part) >= _LONG_NAME)
+        patterns = ([rf"(?<![^\W_])(?:{short})(?![^\W_])"] if short else []) + ([anywhere] if anywhere else [])
+        self._given = re.compile("|".join(patterns)) if patterns else None
+        long = [part.encode() for part in parts if len(part) >= _LONG_NAME]
         self.bytes_pattern = re.compile(b"|".join(map(re.escape, long)), re.IGNORECASE) if long else None
         """Of given names so long that they are not in compressed pixels by chance."""
 

@@ -129,7 +129,7 @@ def judge_studies(studies: Sequence[Study], engine: Engine, now: datetime) -> tu
                 judgement.quarantine_reasons,
             )
             if engine.vault is not None:
-                remember_identity(deidentified, headers, engine.vault, now)
+                remember_identity(deidentified, study, engine.vault, now)
             judgement.frames = prepare_frames(
                 deidentified,
                 headers,
@@ -213,18 +213,21 @@ def deidentify(
     return DeidentifiedStudy(study_key=study.study_key, instances=tuple(instances))
 
 
-def remember_identity(
-    deidentified: DeidentifiedStudy, headers: Mapping[str, Dataset], vault: Vault, now: datetime
-) -> None:
-    """Seal who and what a study belongs to, under the pseudonym that its images have from here on."""
+def remember_identity(deidentified: DeidentifiedStudy, study: Study, vault: Vault, now: datetime) -> None:
+    """Seal who and what a study belongs to, under the pseudonym that its images have from here on.
+
+    The image is read again: the headers of :func:`read_headers` have been looked at, and no longer hold the bytes that
+    were received.
+    """
     if not deidentified.instances:
         return
     first = min(deidentified.instances, key=lambda each: str(each.dataset.SOPInstanceUID))
+    (received,) = (each for each in study.instances if each.instance_key == first.instance_key)
     vault.remember(
         pseudonym=str(first.dataset.PatientID),
         study_key=deidentified.study_key,
         instance_key=first.instance_key,
-        source=headers[first.instance_key],
+        source=received.read(pixels=False),
         now=now,
     )
 

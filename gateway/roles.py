@@ -23,6 +23,8 @@ class Permission(StrEnum):
     """Choose which model versions run."""
     STORE = "store"
     """Give images to the gateway over HTTP (STOW-RS)."""
+    IDENTITY = "identity"
+    """From a pseudonym to the patient, by the vault; each look-up is recorded with its reason."""
     ADMINISTER = "administer"
     """Accounts, tokens, and the record of who did what."""
 
@@ -40,7 +42,7 @@ class Role(StrEnum):
 
 PERMISSIONS: Mapping[Role, frozenset[Permission]] = {
     Role.VIEWER: frozenset({Permission.OWN, Permission.SEE}),
-    Role.RADIOLOGIST: frozenset({Permission.OWN, Permission.SEE, Permission.STUDIES}),
+    Role.RADIOLOGIST: frozenset({Permission.OWN, Permission.SEE, Permission.STUDIES, Permission.IDENTITY}),
     Role.ENGINEER: frozenset(
         {Permission.OWN, Permission.SEE, Permission.STUDIES, Permission.ALARMS, Permission.MODELS}
     ),

@@ -18,29 +18,21 @@ NIST SP 800-38D (AES-GCM, 96-bit random nonces); RFC 5869 (HKDF); PS3.15 E.1.1 (
 
 from __future__ import annotations
 
-import base64
-import json
 import os
 import sqlite3
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from pydicom import Dataset
 from sqlalchemy import (
-    Column,
     Connection,
     Engine,
-    Integer,
-    LargeBinary,
-    MetaData,
-    String,
-    Table,
+    bindparam,
     create_engine,
     delete,
     event,
@@ -53,70 +45,37 @@ from sqlalchemy import (
 from sqlalchemy.exc import SQLAlchemyError
 
 from gateway.errors import IdentityError, VaultError
-from gateway.result_header import identity_header, identity_of, identity_values
+from gateway.result_header import identity_of
 from gateway.settings import VaultSettings
-from gateway.store.schema import Utc
 from gateway.vault_keys import FILE_NAME, Keyring, is_missing
+from gateway.vault_rows import (
+    SCHEMA_VERSION,
+    DataKey,
+    SealedIdentity,
+    encode_identity,
+    metadata,
+    open_identity,
+    open_sealed,
+    patient_label,
+    seal,
+    study_label,
+    vault_patient,
+    vault_state,
+    vault_study,
+)
 
-SCHEMA_VERSION = 1
-NONCE_BYTES = 12
-DATA_KEY_BYTES = 32
 BUSY_TIMEOUT_S = 30
 ROWS_A_STEP = 200
 _ATTEMPTS = 2
 
-metadata = MetaData(
-    naming_convention={
-        "pk": "pk_%(table_name)s",
-        "fk": "fk_%(table_name)s_%(column_0_N_name)s",
-        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
-    }
-)
-
-vault_state = Table(
-    "vault_state",
-    metadata,
-    Column("row", Integer, primary_key=True),  # one row
-    Column("schema_version", Integer, nullable=False),
-    Column("key_id", String(16), nullable=False),  # of the key that wraps what is new
-)
-vault_patient = Table(
-    "vault_patient",
-    metadata,
-    Column("pseudonym", String(64), primary_key=True),
-    Column("key_id", String(16), nullable=False, index=True),
-    Column("data_key_id", String(16), nullable=False),
-    Column("wrapped_key", LargeBinary, nullable=False),
-    Column("made_at", Utc, nullable=False),
-)
-vault_study = Table(
-    "vault_study",
-    metadata,
-    Column("study_key", String(32), primary_key=True),
-    Column("pseudonym", String(64), nullable=False, index=True),
-    Column("key_id", String(16), nullable=False),  # of the patient's data key
-    Column("sealed", LargeBinary, nullable=False),  # empty: the patient was removed
-    Column("sealed_at", Utc, nullable=False),
-)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SealedIdentity:
-    """Who and what a study belongs to, as received. Holds PHI."""
-
-    pseudonym: str
-    study_key: str
-    instance_key: str
-    """The image that it was taken from."""
-    header: Dataset
-    """Patient and study attributes, their bytes and character set as received: what :func:`copy_identity` takes."""
-    sealed_at: datetime
-
-
-@dataclass(frozen=True, slots=True)
-class _DataKey:
-    key_id: str
-    raw: bytes = field(repr=False)
+# Statements of every study, put together once: building one costs as much as running it.
+_STUDY = select(vault_study).where(vault_study.c.study_key == bindparam("key"))
+_PATIENT = select(vault_patient).where(vault_patient.c.pseudonym == bindparam("key"))
+_PATIENT_KEPT = _PATIENT.with_for_update(read=True)
+# Shared lock: a rotation that changes the key in use waits, so that it sees what is wrapped with the one before.
+_KEY_IN_USE = select(vault_state.c.key_id).with_for_update(read=True)
+_ADD_PATIENT = insert(vault_patient)
+_ADD_STUDY = insert(vault_study)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -203,38 +162,39 @@ class Vault:
         VaultError
             It could not be written; nothing was.
         """
-        if self._is_known(study_key, pseudonym, source):
-            return
-        plain = _encoded(instance_key, source)
+        plain = encode_identity(instance_key, source)
         for attempt in range(_ATTEMPTS):
+            known = self._known(study_key)
+            if known is not None and known.pseudonym == pseudonym and identity_of(known.header) == identity_of(source):
+                return
             try:
                 with self._writing() as connection:
-                    self._write(connection, pseudonym, study_key, plain, now)
+                    self._write(connection, pseudonym, study_key, plain, now, new=known is None)
                     return
             except VaultError:
                 # Another process may have made the patient's key, or the row, at the same moment.
                 if attempt + 1 == _ATTEMPTS:
                     raise
 
-    def _write(self, connection: Connection, pseudonym: str, study_key: str, plain: bytes, now: datetime) -> None:
-        key = self._data_key(connection, pseudonym, lock=True) or self._new_data_key(connection, pseudonym, now)
+    def _write(
+        self, connection: Connection, pseudonym: str, study_key: str, plain: bytes, now: datetime, *, new: bool = True
+    ) -> None:
+        key = self._data_key(connection, pseudonym, keep=True) or self._new_data_key(connection, pseudonym, now)
         values = {
             "pseudonym": pseudonym,
             "key_id": key.key_id,
-            "sealed": _seal(key.raw, plain, _study_label(pseudonym, study_key, key.key_id)),
+            "sealed": seal(key.raw, plain, study_label(pseudonym, study_key, key.key_id)),
             "sealed_at": now,
         }
-        changed = connection.execute(update(vault_study).where(vault_study.c.study_key == study_key).values(values))
-        if not changed.rowcount:
-            connection.execute(insert(vault_study).values(study_key=study_key, **values))
+        if new:
+            connection.execute(_ADD_STUDY, {"study_key": study_key, **values})
+        else:
+            connection.execute(update(vault_study).where(vault_study.c.study_key == study_key).values(values))
 
-    def _is_known(self, study_key: str, pseudonym: str, source: Dataset) -> bool:
+    def _known(self, study_key: str) -> SealedIdentity | None:
         with self._reading() as connection:
-            row = connection.execute(select(vault_study).where(vault_study.c.study_key == study_key)).first()
-            if row is None:
-                return False
-            known = self._opened(connection, row)
-        return known.pseudonym == pseudonym and identity_of(known.header) == identity_of(source)
+            row = connection.execute(_STUDY, {"key": study_key}).first()
+            return None if row is None else self._opened(connection, row)
 
     def holds(self, study_key: str) -> bool:
         """Whether the study was ever sealed, its patient removed since or not. Raises :class:`VaultError`."""
@@ -253,7 +213,7 @@ class Vault:
             The vault cannot be reached.
         """
         with self._reading() as connection:
-            row = connection.execute(select(vault_study).where(vault_study.c.study_key == study_key)).first()
+            row = connection.execute(_STUDY, {"key": study_key}).first()
             if row is None:
                 raise IdentityError(f"the vault holds no identity for study {study_key}")
             return self._opened(connection, row)
@@ -264,7 +224,7 @@ class Vault:
         key = self._data_key(connection, row.pseudonym)
         if key is None or key.key_id != row.key_id:
             raise IdentityError(f"the vault holds no key for the patient of study {row.study_key}")
-        return _open_identity(row, key)
+        return open_identity(row, key)
 
     def find(self, pseudonym: str) -> tuple[SealedIdentity, ...]:
         """The identities of all studies of a patient, in the order in which they came. Who asks records it.
@@ -283,6 +243,12 @@ class Vault:
                 .order_by(vault_study.c.sealed_at, vault_study.c.study_key)
             ).all()
             return tuple(self._opened(connection, row) for row in rows)
+
+    def studies(self, pseudonym: str) -> tuple[str, ...]:
+        """The gateway's keys of a patient's studies. Raises :class:`VaultError`."""
+        with self._reading() as connection:
+            known = select(vault_study.c.study_key).where(vault_study.c.pseudonym == pseudonym)
+            return tuple(connection.execute(known.order_by(vault_study.c.study_key)).scalars())
 
     def shred(self, pseudonym: str) -> int:
         """Delete a patient for good: the data key, and all that it sealed; gives the number of studies.
@@ -358,33 +324,30 @@ class Vault:
             yield done
         self._scrub()
 
-    def _data_key(self, connection: Connection, pseudonym: str, *, lock: bool = False) -> _DataKey | None:
-        query = select(vault_patient).where(vault_patient.c.pseudonym == pseudonym)
-        row = connection.execute(query.with_for_update(read=True) if lock else query).first()
+    def _data_key(self, connection: Connection, pseudonym: str, *, keep: bool = False) -> DataKey | None:
+        row = connection.execute(_PATIENT_KEPT if keep else _PATIENT, {"key": pseudonym}).first()
         return None if row is None else self._unwrapped(row)
 
-    def _new_data_key(self, connection: Connection, pseudonym: str, now: datetime) -> _DataKey:
-        # Shared lock: a rotation that changes the key in use waits, so that it sees what is wrapped here.
-        in_use = connection.execute(select(vault_state.c.key_id).with_for_update(read=True)).scalar_one()
-        key = _DataKey(os.urandom(8).hex(), AESGCM.generate_key(256))
-        connection.execute(
-            insert(vault_patient).values(
-                pseudonym=pseudonym,
-                key_id=in_use,
-                data_key_id=key.key_id,
-                wrapped_key=self._wrapped(pseudonym, key, in_use),
-                made_at=now,
-            )
-        )
+    def _new_data_key(self, connection: Connection, pseudonym: str, now: datetime) -> DataKey:
+        in_use = connection.execute(_KEY_IN_USE).scalar_one()
+        key = DataKey(os.urandom(8).hex(), AESGCM.generate_key(256))
+        values = {
+            "pseudonym": pseudonym,
+            "key_id": in_use,
+            "data_key_id": key.key_id,
+            "wrapped_key": self._wrapped(pseudonym, key, in_use),
+            "made_at": now,
+        }
+        connection.execute(_ADD_PATIENT, values)
         return key
 
-    def _wrapped(self, pseudonym: str, key: _DataKey, by: str) -> bytes:
-        return _seal(self._wrapping_key(by), key.raw, _patient_label(pseudonym, key.key_id, by))
+    def _wrapped(self, pseudonym: str, key: DataKey, by: str) -> bytes:
+        return seal(self._wrapping_key(by), key.raw, patient_label(pseudonym, key.key_id, by))
 
-    def _unwrapped(self, row: Any) -> _DataKey:
-        label = _patient_label(row.pseudonym, row.data_key_id, row.key_id)
-        raw = _open(self._wrapping_key(row.key_id), row.wrapped_key, label, "a patient's key")
-        return _DataKey(row.data_key_id, raw)
+    def _unwrapped(self, row: Any) -> DataKey:
+        label = patient_label(row.pseudonym, row.data_key_id, row.key_id)
+        raw = open_sealed(self._wrapping_key(row.key_id), row.wrapped_key, label, "a patient's key")
+        return DataKey(row.data_key_id, raw)
 
     def _wrapping_key(self, key_id: str) -> bytes:
         if key_id not in self._keyring.key_ids:
@@ -496,41 +459,3 @@ def _prepare_sqlite(engine: Engine) -> None:
     def on_begin(connection: Connection) -> None:
         writes = connection.get_execution_options().get("writes", False)
         connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
-
-
-def _patient_label(pseudonym: str, data_key_id: str, key_id: str) -> bytes:
-    return "\0".join(("gateway vault patient", pseudonym, data_key_id, key_id)).encode()
-
-
-def _study_label(pseudonym: str, study_key: str, key_id: str) -> bytes:
-    return "\0".join(("gateway vault study", pseudonym, study_key, key_id)).encode()
-
-
-def _seal(key: bytes, plain: bytes, label: bytes) -> bytes:
-    nonce = os.urandom(NONCE_BYTES)
-    return nonce + AESGCM(key).encrypt(nonce, plain, label)
-
-
-def _open(key: bytes, sealed: bytes, label: bytes, what: str) -> bytes:
-    try:
-        return AESGCM(key).decrypt(sealed[:NONCE_BYTES], sealed[NONCE_BYTES:], label)
-    except (InvalidTag, ValueError):
-        raise IdentityError(f"the vault's row of {what} was altered, or is another's") from None
-
-
-def _open_identity(row: Any, key: _DataKey) -> SealedIdentity:
-    label = _study_label(row.pseudonym, row.study_key, row.key_id)
-    content = json.loads(_open(key.raw, row.sealed, label, f"study {row.study_key}"))
-    values = {keyword: base64.b64decode(text) for keyword, text in content["values"].items()}
-    return SealedIdentity(
-        pseudonym=row.pseudonym,
-        study_key=row.study_key,
-        instance_key=content["instance_key"],
-        header=identity_header(values),
-        sealed_at=row.sealed_at,
-    )
-
-
-def _encoded(instance_key: str, source: Dataset) -> bytes:
-    values = {keyword: base64.b64encode(value).decode("ascii") for keyword, value in identity_values(source).items()}
-    return json.dumps({"instance_key": instance_key, "values": values}).encode("ascii")

@@ -111,8 +111,10 @@ def make_next_key(data_dir: Path) -> None:
 
 
 def former_keys(data_dir: Path) -> list[Path]:
-    """Files of former keys in the data folder."""
-    return sorted(path for path in data_dir.glob(f"{FILE_NAME}.*") if path.name != _NEW)
+    """Files of former keys in the data folder; not a second name of the current, which a kill may have left."""
+    current = data_dir / FILE_NAME
+    named = sorted(path for path in data_dir.glob(f"{FILE_NAME}.*") if path.name != _NEW)
+    return [path for path in named if not (current.exists() and path.samefile(current))]
 
 
 def remove_former_keys(data_dir: Path) -> int:

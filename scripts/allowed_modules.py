@@ -86,6 +86,12 @@ KNOWN_IODS = [
 ]
 """IODs that a site may add."""
 
+RETIRED_SOP_CLASSES: Mapping[str, str] = {
+    "1.2.840.10008.5.1.4.1.1.3": "ultrasound-multi-frame-image",
+    "1.2.840.10008.5.1.4.1.1.6": "ultrasound-image",
+}
+"""Classes of before 1996 that old devices still send, and the IOD that took their place."""
+
 MODULES: Mapping[str, Allowed] = {
     # C.7.2 to C.7.5: what kind of object it is
     "general-study": Allowed("General Study: what was done, as codes", lent=False),

@@ -36,7 +36,7 @@ from typing import Any
 from pydicom.datadict import dictionary_VR, tag_for_keyword
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from allowed_modules import ACCEPTED_IODS, EXCLUDED, KNOWN_IODS, MODULES, OUTSIDE_MODULES
+from allowed_modules import ACCEPTED_IODS, EXCLUDED, KNOWN_IODS, MODULES, OUTSIDE_MODULES, RETIRED_SOP_CLASSES
 
 from gateway.deidentification.profile import CLEANED_TEXTS, KEPT_BULK, KEPT_TEXTS, REMOVED
 
@@ -374,7 +374,7 @@ def allow_list(rows: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
             module: {"reason": MODULES[module].reason, "lent": MODULES[module].lent} for module in sorted(used)
         },
         "iods": {iod: {"accepted": iod in ACCEPTED_IODS, "modules": of_iod} for iod, of_iod in iods.items()},
-        "sop_classes": {key: iod for key, iod in sorted(sop_classes.items()) if iod in iods},
+        "sop_classes": {key: iod for key, iod in sorted({**sop_classes, **RETIRED_SOP_CLASSES}.items()) if iod in iods},
         "top_level": dict(sorted(top_level.items())),
         "nested": dict(sorted(nested.items())),
     }

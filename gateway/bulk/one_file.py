@@ -1,4 +1,4 @@
-"""What is done to one file, in a worker's process: hashed, inspected, read, de-identified, written, put in its place.
+"""What is done to one file, in a worker's process: hashed, inspected, read, de-identified, written.
 
 What the file says reaches pydicom only after the walk over its bytes that the gateway makes before it acknowledges an
 object: nothing that ends early, nests without end or inflates without end gets further.
@@ -10,7 +10,6 @@ PS3.10 section 7.1; PS3.15 Annex E.
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import os
 import re
@@ -19,7 +18,6 @@ import stat
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -29,6 +27,7 @@ import pydicom
 from pydicom import Dataset
 from pydicom.errors import InvalidDicomError
 
+from gateway.bulk.finish import TOO_LARGE, NotDoneError, reason_of
 from gateway.bulk.manifest import kib
 from gateway.bulk.names import OutputNames
 from gateway.deidentification.changes import Change, ChangeRecord
@@ -51,18 +50,6 @@ _DICOMDIR = "1.2.840.10008.1.3.10"
 _PSEUDONYM = re.compile(r"[0-9A-F]{16}")
 _ITEM_NUMBER = re.compile(r"\[\d+\]")
 _UNFORESEEN = (*UNREADABLE, InvalidDicomError, RecursionError, ArithmeticError, AssertionError, RuntimeError)
-_FULL = frozenset([errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
-DISK_FULL = "no room for the output"
-TOO_LARGE = "it needs more memory than a file may take"
-OTHER_CONTENT = "a file with other content has the name of the output"
-
-
-class NotDoneError(Exception):
-    """The file is not done; the text says why and holds no PHI."""
-
-    def __init__(self, reason: str, *, refused: bool = False) -> None:
-        super().__init__(reason)
-        self.state = "refused" if refused else "failed"
 
 
 class CountingFinder:
@@ -103,16 +90,14 @@ class _HashingFile:
 
 
 class FileWork:
-    """Does one file after the other, always into the same folder.
+    """Does one file after the other.
 
     Parameters
     ----------
     root
         The folder that paths are below.
-    output
-        The folder that outputs are put in.
     unfinished
-        A folder of this run in it, for what is not whole yet.
+        A folder of this run, on the file system of the outputs, for what is not whole yet.
     """
 
     def __init__(
@@ -121,14 +106,12 @@ class FileWork:
         names: OutputNames,
         *,
         root: Path,
-        output: Path,
         unfinished: Path,
         finder: CountingFinder | None = None,
     ) -> None:
         self._deidentifier = deidentifier
         self._names = names
         self._root = root
-        self._output = os.open(output, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         self._unfinished = unfinished
         self._finder = finder
         self._scratch = tempfile.TemporaryDirectory(prefix="gateway-")
@@ -148,7 +131,7 @@ class FileWork:
         except MemoryError:
             row["reason"] = TOO_LARGE
         except OSError as error:
-            row["reason"] = _reason_of(error)
+            row["reason"] = reason_of(error)
         except _UNFORESEEN as error:
             # The text of such an error may quote a value.
             row["state"], row["reason"] = "refused", f"it cannot be read: {type(error).__name__}"
@@ -173,24 +156,16 @@ class FileWork:
             after = os.fstat(source.fileno())
             if (after.st_size, after.st_mtime_ns) != (before.st_size, before.st_mtime_ns):
                 raise NotDoneError("it was changed while it was read")
-        folder = copy.PatientID.lower(), self._names.study(inspection.study_instance_uid)
-        name = f"{instance}.dcm"
-        row["output"] = "/".join((*folder, name))
-        try:
-            self._write(copy, folder, name, row)
-        except BaseException:
-            del row["output"]
-            raise
-        row["state"] = "done"
+        self._write(copy, row)
+        patient, study = copy.PatientID.lower(), self._names.study(inspection.study_instance_uid)
+        row["state"], row["output"] = "done", f"{patient}/{study}/{instance}.dcm"
         row["options"] = _options_in(copy)
         row["changes"] = changes
 
     def _inspect(self, source: IO[bytes]) -> Inspection:
         head, offset = _read_head(source)
         if head.sop_class_uid == _DICOMDIR:
-            raise NotDoneError(
-                "a DICOMDIR: it lists files by their old names; make a new one if it is needed", refused=True
-            )
+            raise NotDoneError("a DICOMDIR: it lists files by their old names, none of which stay", refused=True)
         encoding = encoding_of(head.transfer_syntax_uid)
         path = Path(f"/proc/self/fd/{source.fileno()}")
         if encoding is None or not encoding.deflated:
@@ -217,44 +192,19 @@ class FileWork:
             raise NotDoneError("the copy has no pseudonym", refused=True)
         return copy, grouped(record.changes)
 
-    def _write(self, copy: Dataset, folder: tuple[str, str], name: str, row: dict[str, Any]) -> None:
-        """Write to a file of another name, make it durable, and link it to its own, where nothing may be yet."""
-        unfinished = self._unfinished / f"{secrets.token_hex(8)}.part"
+    def _write(self, copy: Dataset, row: dict[str, Any]) -> None:
+        """Write to a file of a name that is nobody's; the parent makes it durable and puts it in its place."""
+        name = f"{os.getpid()}-{secrets.token_hex(8)}.part"
+        unfinished = self._unfinished / name
         try:
             with unfinished.open("xb") as file:
                 hashing = _HashingFile(file)
                 pydicom.dcmwrite(hashing, copy, enforce_file_format=True)
-                file.flush()
-                os.fsync(file.fileno())
-                row["output_kib"] = kib(os.fstat(file.fileno()).st_size)
-            row["output_sha256"] = hashing.sha256.hexdigest()
-            place = _folder_in(_folder_in(self._output, folder[0]), folder[1], close=True)
-            try:
-                self._link(unfinished, place, name, row)
-            finally:
-                os.close(place)
+            row["output_kib"] = kib(unfinished.stat().st_size)
         except BaseException:
-            row.pop("output_sha256", None), row.pop("output_kib", None)
-            raise
-        finally:
             unfinished.unlink(missing_ok=True)
-
-    def _link(self, unfinished: Path, place: int, name: str, row: Mapping[str, Any]) -> None:
-        try:
-            os.link(unfinished, name, dst_dir_fd=place, follow_symlinks=False)
-        except FileExistsError:
-            # Of a run that was killed before it could write it down: the same bytes. Anything else stays.
-            if _sha256_in(place, name) != row["output_sha256"]:
-                raise NotDoneError(OTHER_CONTENT, refused=True) from None
-        except OSError as error:
-            if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS):
-                raise
-            # A file system without hard links. Nobody else writes here: the run holds the manifest.
-            with suppress(FileNotFoundError):
-                os.stat(name, dir_fd=place, follow_symlinks=False)
-                if _sha256_in(place, name) != row["output_sha256"]:
-                    raise NotDoneError(OTHER_CONTENT, refused=True) from None
-            os.rename(unfinished, name, dst_dir_fd=place)
+            raise
+        row["output_sha256"], row["unfinished"] = hashing.sha256.hexdigest(), name
 
 
 def grouped(changes: Iterable[Change]) -> list[dict[str, Any]]:
@@ -289,7 +239,7 @@ def _open_source(path: Path) -> IO[bytes]:
     try:
         descriptor = os.open(path, flags)
     except OSError as error:
-        raise NotDoneError(f"it cannot be opened: {_strerror(error)}") from error
+        raise NotDoneError(f"it cannot be opened: {error.strerror}") from error
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
         raise NotDoneError("not a regular file", refused=True)
@@ -305,41 +255,3 @@ def _read_head(source: IO[bytes]) -> tuple[FileHead, int]:
         if read is not None:
             return read[0], source.tell() - len(read[1])
     return reader.end(), 0
-
-
-def _folder_in(parent: int, name: str, *, close: bool = False) -> int:
-    """A descriptor of the folder `name`, made if it is not there; a link in its place is an error."""
-    try:
-        with suppress(FileExistsError):
-            os.mkdir(name, dir_fd=parent)
-        return os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
-    except NotADirectoryError as error:
-        raise NotDoneError("something that is no folder has the name of an output folder", refused=True) from error
-    finally:
-        if close:
-            os.close(parent)
-
-
-def _sha256_in(folder: int, name: str) -> str:
-    try:
-        descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
-    except OSError:
-        return ""
-    with os.fdopen(descriptor, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() if stat.S_ISREG(os.fstat(descriptor).st_mode) else ""
-
-
-def _reason_of(error: OSError) -> str:
-    # pydicom wraps errors in others of their class, whose text names the tag and whose number is lost.
-    cause: BaseException | None = error
-    while isinstance(cause, OSError) and cause.errno is None:
-        cause = cause.__cause__
-    if not isinstance(cause, OSError):
-        return f"reading or writing failed: {type(error).__name__}"
-    if cause.errno in _FULL:
-        return DISK_FULL
-    return TOO_LARGE if cause.errno == errno.ENOMEM else f"reading or writing failed: {_strerror(cause)}"
-
-
-def _strerror(error: OSError) -> str:
-    return error.strerror or type(error).__name__

@@ -8,6 +8,7 @@ import re
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from multiprocessing.connection import wait
@@ -17,9 +18,9 @@ from typing import Any
 from gateway import __version__
 from gateway.bulk.claims import Claims
 from gateway.bulk.crosswalk import Crosswalk
+from gateway.bulk.finish import DISK_FULL, Finisher
 from gateway.bulk.manifest import FORMAT, Manifest
 from gateway.bulk.names import OUTPUT_NAME, OutputNames
-from gateway.bulk.one_file import DISK_FULL
 from gateway.bulk.places import Places
 from gateway.bulk.walk import Found, walk
 from gateway.bulk.workers import FileLimits, Worker, WorkerDiedError, WorkerSetup
@@ -32,6 +33,8 @@ _POLL_S = 0.2
 _LET_FINISH_S = 10.0
 _MOST_REASONS = 100
 _LOST_STARTS = 3
+_FINISHING = 8
+_MOST_PENDING = 32
 _FULL_IN_A_ROW = 20
 _RESERVE_BYTES = 1 << 20
 _NUMBER = re.compile(r"(?<![\w.(,])\d+(?![\w.,)])")
@@ -171,7 +174,6 @@ class _Run:
             key=plan.key,
             profile=plan.profile,
             root=root,
-            output=places.output,
             unfinished=unfinished,
             limits=plan.limits,
         )
@@ -183,7 +185,12 @@ class _Run:
         self._workers: list[Worker] = []
         self._found: Iterator[Found] = walk(places.source)
         self._exhausted = False
-        self._lost_starts = self._full = 0
+        self._lost_starts = self._full = self._tasks = 0
+        self._finisher = Finisher(places.output, unfinished)
+        self._finishing = ThreadPoolExecutor(_FINISHING, "finish")
+        self._pending: dict[Future[dict[str, Any]], tuple[str, int, str]] = {}
+        """Files that are written and not yet in their places: path of the source, number, name until then."""
+        self._woken, self._waker = os.pipe()
         self.summary = Summary()
 
     def go(self) -> Summary:
@@ -197,35 +204,45 @@ class _Run:
                 if self.summary.stopped and until_s is None:
                     until_s = time.monotonic() + _LET_FINISH_S
                 self._hand_out()
-                busy = [each for each in self._workers if each.path is not None]
+                busy = self._pending or any(each.path is not None for each in self._workers)
                 if not busy and (self._exhausted or self.summary.stopped):
                     break
                 if until_s is not None and time.monotonic() > until_s:
                     break
                 self._listen()
+                self._note_finished()
                 self._answer_claims()
         except _RecordError as error:
             self.summary.stopped = str(error)
         finally:
             for worker in self._workers:
                 worker.end()
+            self._finishing.shutdown()
             self.summary.duration_s = time.monotonic() - started_s
             self._finish()
+            self._finisher.close()
+            os.close(self._woken)
+            os.close(self._waker)
         return self.summary
 
     def _finish(self) -> None:
         try:
+            self._note_finished()
             self._manifest.write(self.summary.row())
             self._manifest.sync()
             if self._crosswalk is not None:
                 self._crosswalk.close()
         except OSError as error:
             self.summary.stopped = self.summary.stopped or f"the manifest cannot be written: {error.strerror}"
+        except _RecordError as error:
+            self.summary.stopped = self.summary.stopped or str(error)
 
     def _hand_out(self) -> None:
         """A file to each worker that has none."""
         for worker in self._workers:
             while worker.ready and worker.path is None and not self._exhausted and not self.summary.stopped:
+                if len(self._pending) >= _MOST_PENDING:
+                    return
                 found = next(self._found, None)
                 if found is None:
                     self._exhausted = True
@@ -233,11 +250,15 @@ class _Run:
                     state = "failed" if found.failed else "refused"
                     self._record(found.path, {"state": state, "reason": found.problem})
                 else:
-                    worker.give(found.path)
+                    self._tasks += 1
+                    worker.give(found.path, self._tasks)
 
     def _listen(self) -> None:
         channels = {worker.channel: worker for worker in self._workers}
-        for channel in wait(list(channels), timeout=_POLL_S):
+        for channel in wait([*channels, self._woken], timeout=_POLL_S):
+            if channel == self._woken:
+                os.read(self._woken, _MOST_PENDING)
+                continue
             worker = channels[channel]  # type: ignore[index]
             try:
                 self._take(worker, worker.receive())
@@ -263,13 +284,15 @@ class _Run:
     def _answer_claims(self) -> None:
         for worker in self._workers:
             if worker.asks is not None:
-                answer = self._claims.ask(id(worker), *worker.asks)
+                answer = self._claims.ask(worker.task, *worker.asks)
                 if answer is not None:
                     worker.answer(answer)
 
     def _replace(self, worker: Worker, reason: str) -> None:
         """A worker is of no more use: its file has failed, another takes its place."""
+        process_id = worker.process.pid
         worker.end()
+        self._tidy_after(process_id)
         if not worker.ready:
             self._lost_starts += 1
             if self._lost_starts >= _LOST_STARTS:
@@ -281,8 +304,27 @@ class _Run:
     def _end(self, worker: Worker, row: dict[str, Any]) -> None:
         path, worker.path = worker.path, None
         assert path is not None
-        self._claims.end(id(worker), row)
-        self._record(path, row)
+        if row["state"] == "done":
+            future = self._finishing.submit(self._finisher.finish, row)
+            self._pending[future] = path, worker.task, row["unfinished"]
+            future.add_done_callback(lambda _: os.write(self._waker, b"."))
+        else:
+            self._claims.end(worker.task, row)
+            self._record(path, row)
+
+    def _note_finished(self) -> None:
+        for future in [each for each in self._pending if each.done()]:
+            path, task, _ = self._pending.pop(future)
+            row = future.result()
+            self._claims.end(task, row)
+            self._record(path, row)
+
+    def _tidy_after(self, process_id: int | None) -> None:
+        """Delete what a dead worker was writing."""
+        whole = {name for _, _, name in self._pending.values()}
+        for part in self._setup.unfinished.glob(f"{process_id}-*.part"):
+            if part.name not in whole:
+                part.unlink(missing_ok=True)
 
     def _record(self, path: str, row: dict[str, Any]) -> None:
         row = {"kind": "file", "source": self._names.source(path), **row, **self._made_by}
@@ -300,6 +342,8 @@ class _Run:
 
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+_PART = re.compile(r"[0-9]+-[0-9a-f]{16}\.part")
+_LONGEST_REASON = 300
 _NUMBERS = ("source_kib", "output_kib", "ms")
 _HASHES = ("source_sha256", "output_sha256")
 
@@ -322,9 +366,12 @@ def _checked(told: Any) -> dict[str, Any]:
         and all(_SHA256.fullmatch(str(told[name])) for name in _HASHES if name in told)
         and all(isinstance(told[name], int | float) for name in _NUMBERS if name in told)
     )
-    if not whole or (state == "done" and (output is None or not {*_HASHES, "output_kib"} <= told.keys())):
+    if state == "done":
+        due = {*_HASHES, "output_kib", "output"} <= told.keys()
+        whole = whole and due and _PART.fullmatch(str(told.get("unfinished"))) is not None
+    if not whole:
         raise WorkerDiedError(_NONSENSE)
-    return told
+    return {**told, "reason": "".join(each for each in told["reason"] if each.isprintable())[:_LONGEST_REASON]}
 
 
 _NONSENSE = "the process gave an answer that makes no sense"

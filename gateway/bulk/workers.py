@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 _LONGEST_MESSAGE_BYTES = 64 << 20
 _GRACE_S = 5.0
 _PR_SET_PDEATHSIG = 1
+_STOPPING = (signal.SIGINT, signal.SIGTERM)
 _END_PATIENCE_S = 5.0
 _FILE_MEMORY_FACTOR = 3
 """Of its size, what a file may take on top of the limit: as read, as copied, as encoded."""
@@ -59,8 +60,8 @@ class WorkerSetup:
     profile: DeidentificationProfile
     root: Path
     """The folder that paths are below."""
-    output: Path
     unfinished: Path
+    """Where it writes: not the place where outputs end."""
     limits: FileLimits
 
 
@@ -81,16 +82,24 @@ class Worker:
         """What it is at; ``None``: nothing."""
         self.asks: tuple[str, str | None] | None = None
         """The claim that waits for an answer."""
+        self.task = 0
+        """Number of the file that it is at."""
         self.ready = False
         self._limits = setup.limits
         self._since_s = time.monotonic()
         self.process = context.Process(target=_serve, args=(theirs, setup, os.getpid()), daemon=True)
-        with theirs:
-            self.process.start()
+        # The child starts with them blocked, so that Ctrl-C, which all processes of a terminal get, does not meet it
+        # before it ignores them.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOPPING)
+        try:
+            with theirs:
+                self.process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
-    def give(self, path: str) -> None:
-        """A file to do."""
-        self.path, self.asks = path, None
+    def give(self, path: str, task: int) -> None:
+        """A file to do, under a number that no other has."""
+        self.path, self.task, self.asks = path, task, None
         self._send({"path": path})
 
     def answer(self, answer: Mapping[str, Any]) -> None:
@@ -158,7 +167,7 @@ def make_finder(profile: DeidentificationProfile) -> TextFinder | None:
 
 def _serve(channel: Connection, setup: WorkerSetup, parent_pid: int) -> None:
     """A worker's life: until its parent closes the channel or is gone."""
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in _STOPPING:
         signal.signal(number, signal.SIG_IGN)  # whoever stops the parent lets it finish its file
     _be_silent()
     _die_with(parent_pid)
@@ -183,7 +192,6 @@ def _work(channel: Connection, setup: WorkerSetup) -> None:
             Deidentifier(setup.key, setup.profile, text_finder=counting),
             OutputNames(setup.key),
             root=setup.root,
-            output=setup.output,
             unfinished=setup.unfinished,
             finder=counting,
         )

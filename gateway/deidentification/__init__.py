@@ -1,5 +1,8 @@
-"""What :mod:`gateway.deidentify` is made of: the tables, the rules for values, and the streams inside pixel data.
+"""What :mod:`gateway.deidentify` is made of.
 
-``profile`` says what is done to an attribute, ``values`` what a kept value may look like, ``streams`` and ``icc`` clean
-what is embedded, ``keys`` guards the site key.
+``options`` is what a site chooses. ``profile`` says what is done to an attribute, by the tables and the
+``allow_list``; ``copying`` does it. ``values``, ``terms``, ``codes``, ``dates``, ``text`` and ``content`` say what a
+kept value may look like and what becomes of others; ``pseudonyms`` are made from the site key, which ``keys`` guards.
+``pixel_data``, ``streams``, ``icc``, ``graphics`` and ``clean_pixels`` clean what is no text. ``evidence`` and
+``changes`` tell what was done.
 """

@@ -38,17 +38,22 @@ MODEL_SHA256 = "090f04abcd9d9a7498bc4ebf677e4cb9bdce1fe4197ddb7e529f1ef44e1ff94f
 _GREY_AXES, _COLOUR_AXES = 2, 3
 _STRIDE = 32
 """Sides of the network's input are multiples of this."""
-_TILE = 960
-_OVERLAP = 128
-"""Of tiles, in pixels: a line that a border cuts is whole in one of both, or two boxes cover it."""
+_TILE, _OVERLAP = 640, 96
+"""In pixels. The network weighs what it sees against the mean of the whole input, so that it misses small text in a
+large and empty tile: of 960 pixels five lines of six. A line across a border is covered by two boxes."""
 _DOUBLED_BELOW_PIXELS = 1_500_000
-"""Pictures of up to this many pixels are looked at in double size too, for letters of a few pixels."""
+"""Largest picture that a thorough finder looks at in double size too."""
 _COARSE_SIDE = 960
 """Long side of the reduced picture in which large letters are looked for."""
 _CORE_LIKELIHOOD = 0.3
 _LEAST_CONFIDENCE = 0.5
 _LEAST_CORE_PIXELS, _MOST_CORE_PIXELS = 3, 80
 """Across a core, at the scale looked at: what is thicker is no line of text; larger letters show at a smaller scale."""
+_MOST_CORE_FRACTION = 0.2
+"""Of the shorter side of the picture, likewise: a line is about 2.5 times as high as its core."""
+_MOST_SINGLE_PIXELS, _LEAST_ASPECT = 24, 1.5
+"""A core as thick as this and not longer than that many times its thickness: one large letter, which names nobody, or a
+round thing, such as the optic disc."""
 _LEAST_LENGTH = 10
 """Pixels of the picture: what is shorter names nobody, and is mostly a mark of a scale."""
 _GROWTH_RATIO = 1.8
@@ -87,6 +92,8 @@ class NetworkTextFinder:
         The detection network; by default that of the installed package, which has to be the one that was measured.
     threads
         Of ONNX Runtime.
+    thorough
+        Look at small pictures in double size too: five times the time, for faint letters of 5 or 6 pixels.
 
     Raises
     ------
@@ -94,7 +101,7 @@ class NetworkTextFinder:
         The network is not installed, is another one, or cannot be loaded; says how to install it.
     """
 
-    def __init__(self, model: Path | None = None, *, threads: int = 1) -> None:
+    def __init__(self, model: Path | None = None, *, threads: int = 1, thorough: bool = False) -> None:
         import onnxruntime
 
         weights = _measured_model() if model is None else model.read_bytes()
@@ -103,6 +110,7 @@ class NetworkTextFinder:
         options.log_severity_level = 3
         options.enable_cpu_mem_arena = False  # else the largest tile's memory stays
         self._session = onnxruntime.InferenceSession(weights, options, providers=["CPUExecutionProvider"])
+        self._thorough = thorough
         self._input = self._session.get_inputs()[0].name
 
     def find(self, picture: Picture) -> tuple[TextBox, ...]:
@@ -113,15 +121,16 @@ class NetworkTextFinder:
         DeidentificationError
             `picture` has another shape or type.
         """
-        if picture.dtype != np.uint8 or picture.ndim not in (_GREY_AXES, _COLOUR_AXES):
+        if picture.dtype != np.uint8 or not (picture.ndim == _GREY_AXES or picture.shape[2:] == (3,)):
             raise DeidentificationError("text is looked for in pictures of 8 bits, grey or RGB")
         rows, columns = picture.shape[:2]
         found: list[_Box] = []
-        for scale in _scales(rows, columns):
+        for scale in _scales(rows, columns, thorough=self._thorough):
             found += self._at_scale(picture, scale)
         return tuple(
             TextBox(row=top, column=left, rows=bottom - top, columns=right - left, confidence=round(box.confidence, 3))
             for box in _united(found)
+            if max(box.bottom - box.top, box.right - box.left) >= _LEAST_LENGTH
             for top, left, bottom, right in [box.within(rows, columns)]
         )
 
@@ -134,18 +143,21 @@ class NetworkTextFinder:
             tile = scaled[top:bottom, left:right]
             if int(tile.max()) - int(tile.min()) <= 1:
                 continue
-            for box in _boxes(self._map(tile)):
+            for box in _boxes(
+                self._map(tile), most_pixels=min(_MOST_CORE_PIXELS, _MOST_CORE_FRACTION * min(rows, columns))
+            ):
                 yield box.moved(top, left).scaled(1 / scale_rows, 1 / scale_columns)
 
     def _map(self, tile: Picture) -> npt.NDArray[np.float32]:
         """How likely each pixel lies in the core of a text line: float32 [rows, columns] in 0 to 1."""
         rows, columns = tile.shape[:2]
-        shape = (1, 3, -(-rows // _STRIDE) * _STRIDE, -(-columns // _STRIDE) * _STRIDE)
-        tensor = np.full(shape, float(np.median(tile[:: max(rows // 64, 1)])) / 127.5 - 1, dtype=np.float32)
         colours = tile[..., ::-1] if tile.ndim == _COLOUR_AXES else tile[..., None]  # the network was trained on BGR
-        tensor[0, :, :rows, :columns] = np.moveaxis(colours, 2, 0)
-        tensor[0, :, :rows, :columns] *= np.float32(1 / 127.5)
-        tensor[0, :, :rows, :columns] -= np.float32(1)
+        below, beside = (_STRIDE * -(-side // _STRIDE) - side for side in (rows, columns))
+        filled = np.pad(colours, ((0, below), (0, beside), (0, 0)), mode="edge")
+        tensor = np.empty((1, 3, *filled.shape[:2]), dtype=np.float32)
+        tensor[0] = np.moveaxis(filled, 2, 0)
+        tensor *= np.float32(1 / 127.5)
+        tensor -= np.float32(1)
         likelihood: npt.NDArray[np.float32] = self._session.run(None, {self._input: tensor})[0][0, 0, :rows, :columns]
         return likelihood
 
@@ -192,9 +204,9 @@ class _Box:
         )
 
 
-def _scales(rows: int, columns: int) -> Sequence[float]:
+def _scales(rows: int, columns: int, *, thorough: bool) -> Sequence[float]:
     scales = [1.0]
-    if rows * columns <= _DOUBLED_BELOW_PIXELS:
+    if thorough and rows * columns <= _DOUBLED_BELOW_PIXELS:
         scales.append(2.0)
     if max(rows, columns) > 2 * _COARSE_SIDE:
         scales.append(_COARSE_SIDE / max(rows, columns))
@@ -220,8 +232,8 @@ def _spans(side: int) -> list[tuple[int, int]]:
     return [(start, start + _TILE) for start in starts]
 
 
-def _boxes(likelihood: npt.NDArray[np.float32]) -> Iterator[_Box]:
-    """Whole text lines from the map of their cores."""
+def _boxes(likelihood: npt.NDArray[np.float32], *, most_pixels: float) -> Iterator[_Box]:
+    """Whole text lines from the map of their cores, which are at most `most_pixels` thick."""
     from scipy import ndimage
 
     labels, count = ndimage.label(likelihood > _CORE_LIKELIHOOD, structure=np.ones((3, 3)))
@@ -233,7 +245,8 @@ def _boxes(likelihood: npt.NDArray[np.float32]) -> Iterator[_Box]:
         if confidence < _LEAST_CONFIDENCE or min(core.shape) < _LEAST_CORE_PIXELS:
             continue
         length, thickness = _extent(core)
-        if thickness > _MOST_CORE_PIXELS:
+        single = thickness > _MOST_SINGLE_PIXELS and length < _LEAST_ASPECT * thickness
+        if thickness > most_pixels or single:
             continue
         offset = int(core.sum()) * _GROWTH_RATIO / (2 * (length + thickness))
         rows, columns = place

@@ -140,12 +140,12 @@ def _search(dataset: Dataset, layout: Layout, finder: TextFinder) -> _Search:
     for index in range(layout.frame_count):
         stored = read_stored_frame(dataset, frame_index=index)
         search.bits = max(search.bits, _bits(stored))
-        pictures = _pictures(dataset, stored, index)
+        displayed = _displayed(dataset, index)
         if previous is not None and np.array_equal(previous[0].codes, stored.codes):
             boxes = previous[1]  # a frame that is repeated
         else:
-            boxes = tuple(box for picture in pictures for box in finder.find(picture))
-        search.add(boxes, pictures[0])
+            boxes = tuple(box for picture in _to_look_at(stored, displayed) for box in finder.find(picture))
+        search.add(boxes, displayed)
         previous = stored, boxes
     return search
 
@@ -158,7 +158,7 @@ def _blank(dataset: Dataset, layout: Layout, search: _Search) -> int:
     for index in range(layout.frame_count):
         stored = read_stored_frame(dataset, frame_index=index)
         is_ycbcr = is_ycbcr or stored.is_ycbcr
-        picture = _pictures(dataset, stored, index)[0]
+        picture = _displayed(dataset, index)
         samples = stored.codes if is_native else _written(stored, search.bits)
         if not is_native:
             pixels.put(index, samples)
@@ -177,20 +177,29 @@ def _blank(dataset: Dataset, layout: Layout, search: _Search) -> int:
     return blanked
 
 
-def _pictures(dataset: Dataset, stored: StoredFrame, frame_index: int) -> list[Picture]:
-    """The frame as text is looked for in it: whole range first, then as displayed where that shows something else."""
+def _displayed(dataset: Dataset, frame_index: int) -> Picture:
+    """The frame as a display shows it: uint8 [rows, columns] or RGB [rows, columns, 3]."""
     shown = read_frame(dataset, frame_index=frame_index).pixels
-    if shown.dtype == np.uint8:
-        return [np.ascontiguousarray(shown)]
-    displayed = np.clip(shown * 255 + 0.5, 0, 255).astype(np.uint8)
-    if stored.values is None:
+    if shown.dtype != np.uint8:
+        shown = np.clip(shown * 255 + 0.5, 0, 255).astype(np.uint8)
+    return np.ascontiguousarray(shown, dtype=np.uint8)
+
+
+def _to_look_at(stored: StoredFrame, displayed: Picture) -> list[Picture]:
+    """Greyscale over its whole range, and as displayed where that shows something else; colour as displayed."""
+    if stored.values is None or displayed.ndim == _COLOUR_AXES:
         return [displayed]
-    low, high = int(stored.values.min()), int(stored.values.max())
-    whole: Picture = ((stored.values - low) * (255 / max(high - low, 1)) + 0.5).astype(np.uint8)
+    whole = _stretched(stored.values)
     if stored.layout.photometric_interpretation == "MONOCHROME1":
         whole = np.uint8(255) - whole
-    difference = np.abs(whole.astype(np.int16) - displayed)
+    difference = np.abs(whole.astype(np.int16) - _stretched(displayed))
     return [whole] if int(difference.max()) <= _SIMILAR_LEVELS else [whole, displayed]
+
+
+def _stretched(values: Codes) -> Picture:
+    low, high = int(values.min()), int(values.max())
+    stretched: Picture = ((values.astype(np.float32) - low) * (255 / max(high - low, 1)) + 0.5).astype(np.uint8)
+    return stretched
 
 
 def _black(stored: StoredFrame, samples: Codes, picture: Picture) -> tuple[int, ...]:

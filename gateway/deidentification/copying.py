@@ -119,11 +119,14 @@ class Copy:
             If the object is of a kind that is not taken, or holds what cannot be vouched for.
         """
         if not values.is_well_known_uid(0x00080016, self.sop_class_uid):
-            raise DeidentificationError("the SOP class is private or missing")
+            raise DeidentificationError("the SOP class is private or missing; expected one of PS3.4 Annex B")
         if self.sop_class_uid not in self._sop_classes:
-            raise DeidentificationError(f"objects of SOP class {UID(self.sop_class_uid).name} are not taken")
+            raise DeidentificationError(
+                f"objects of SOP class {UID(self.sop_class_uid).name} are not taken; expected one that models "
+                "take, or that further_sop_classes lists"
+            )
         if not text_of(self._original, 0x00080018):
-            raise DeidentificationError("the object has no SOP Instance UID")
+            raise DeidentificationError("the object has no SOP Instance UID; expected one")
         copy = empty_like(self._original)
         self._work.append(_Level(self._original, copy, None))
         while self._work:
@@ -136,7 +139,9 @@ class Copy:
         decision = self._profile.decide(tag, level.parent, self.sop_class_uid)
         element = cast(Element, level.source.get_item(tag, keep_deferred=True))
         if element.VR is not None and element.VR not in _KNOWN_VRS:
-            raise DeidentificationError(f"the element {tag_text(tag)} has a VR that is not of the standard")
+            raise DeidentificationError(
+                f"the element {tag_text(tag)} has a VR that is not of the standard; expected one of PS3.5 6.2"
+            )
         result = None
         if decision.action is not Action.REMOVE and not (level.is_blank and tag not in content.STRUCTURE):
             if isinstance(element, RawDataElement) and element.value is None and element.length:
@@ -154,7 +159,10 @@ class Copy:
             return self._private(level, tag, element)
         if action is Action.UNKNOWN:
             if not is_empty(element) and self._chosen.unknown_attributes == "quarantine":
-                raise DeidentificationError(f"the element {tag_text(tag)} is not an attribute of the standard")
+                raise DeidentificationError(
+                    f"the element {tag_text(tag)} is not an attribute of the standard; expected one of PS3.6, or "
+                    'unknown_attributes = "remove"'
+                )
             return None
         if action in (Action.PATIENT_ID, Action.PATIENT_NAME):
             pseudonym = self._pseudonym_in(level)

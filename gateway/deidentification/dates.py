@@ -21,6 +21,9 @@ _MOMENT = re.compile(
 _TIME = re.compile(rb"(?:[01]\d|2[0-3])(?::?[0-5]\d(?::?(?:[0-5]\d|60)(?:\.\d{1,6})?)?)?")
 _EARLIEST_OFFSET, _LATEST_OFFSET = -1200, 1400  # hours and minutes from UTC, PS3.5 6.2
 
+_LONGEST_BYTES = 54
+"""Of a range of two DT (PS3.5 Table 6.2-1)."""
+
 _Part = Callable[[bytes, int], "bytes | None"]
 
 
@@ -47,6 +50,8 @@ def shifted(vr: str, value: bytes, days: int) -> bytes | None:
 
 
 def _single_or_range(part: bytes, days: int, move: _Part) -> bytes | None:
+    if len(part) > _LONGEST_BYTES:
+        return None
     single = move(part, days)
     if single is not None:
         return single

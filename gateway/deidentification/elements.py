@@ -12,13 +12,13 @@ from pydicom.dataelem import RawDataElement, convert_raw_data_element
 from pydicom.errors import BytesLengthException
 from pydicom.multival import MultiValue
 
-from gateway.deidentification.values import vr_of
+from gateway.deidentification.values import vr_in_dictionary, vr_of
 
 Element = DataElement | RawDataElement
 
 UNREADABLE = (
     *(ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError, OSError, EOFError),
-    *(NotImplementedError, struct.error, BytesLengthException),
+    *(NotImplementedError, RecursionError, struct.error, BytesLengthException),
 )
 """What pydicom raises for a value that is not what it says it is."""
 
@@ -58,10 +58,25 @@ def decoded(source: Dataset, element: Element) -> DataElement | None:
         return element
     if element.VR == "UN" and isinstance(element.value, bytes) and element.value[:4] == _ITEM:
         element = element._replace(VR="SQ", is_implicit_VR=True, is_little_endian=True)
+    elif element.VR in (None, "UN") and not int(element.tag) >> 16 & 1:
+        element = element._replace(VR=_definite_vr(source, int(element.tag)) or element.VR)
     try:
         return convert_raw_data_element(element, encoding=_encoding_of(source), ds=source)
     except UNREADABLE:
         return None
+
+
+def _definite_vr(source: Dataset, tag: int) -> str | None:
+    """The VR of an attribute whose VR the dictionary leaves open; None for the others."""
+    try:
+        known = vr_in_dictionary(tag)
+    except KeyError:
+        return None
+    if " or " not in known:
+        return None
+    if "OW" in known:
+        return "OW"
+    return "SS" if number_of(source, 0x00280103, 0) == 1 else "US"
 
 
 def _encoding_of(source: Dataset) -> list[str]:

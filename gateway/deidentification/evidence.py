@@ -73,11 +73,11 @@ def transfer_syntax_of(original: Dataset) -> str:
     named = str(file_meta.get("TransferSyntaxUID", "")) if file_meta is not None else ""
     if named:
         if named not in UID_dictionary or not UID(named).is_transfer_syntax:
-            raise DeidentificationError("the transfer syntax is private or not known")
+            raise DeidentificationError("the transfer syntax is private or not known; expected one of PS3.6 Annex A")
         return named
     pixel_data = original.get_item(PIXEL_DATA, keep_deferred=True)
     if getattr(pixel_data, "length", 0) == 0xFFFFFFFF or getattr(pixel_data, "is_undefined_length", False):
-        raise DeidentificationError("encapsulated pixel data without a transfer syntax")
+        raise DeidentificationError("encapsulated pixel data without a transfer syntax; expected (0002,0010)")
     implicit, little = original.original_encoding
     if little is False:
         return "1.2.840.10008.1.2.2"

@@ -95,6 +95,8 @@ _OVERLAY_TERMS: Mapping[int, tuple[str, ...]] = {
 _OVERLAY_NUMBERS = frozenset([0x0010, 0x0011, 0x0015, 0x0050, 0x0051, 0x0100, 0x0102, 0x1301, 0x1302, 0x1303])
 _PRINTABLE = re.compile(rb"[0-9A-Za-z ^.@_-]{5,}|(?:[0-9A-Za-z ^.@_-]\x00){5,}")
 _LEAST_DISTINCT = 4
+_SPELT_BY_NUMBERS = re.compile(rb"[0-9A-Za-z ^.@_-]{10,}")
+"""Ten letters side by side in the bytes of coordinates are no chance."""
 _OVERLAY_ACTIVATION_LAYER, _OVERLAY_DATA = 0x1001, 0x3000
 
 
@@ -287,6 +289,8 @@ def _numbers(source: Dataset, tag: int, vr: str) -> DataElement | None:
         return None
     # As numbers, not as the text that was read: that text may have been padded with more than it should.
     made = [int(part) if vr == "IS" else float(part) if vr in ("DS", "FL", "FD") else part for part in parts]
+    if vr in ("FL", "FD") and _SPELT_BY_NUMBERS.search(np.asarray(made, "<f4" if vr == "FL" else "<f8").tobytes()):
+        return None
     if vr == "DS":
         return DataElement(tag, vr, [f"{part:.10g}" for part in made])
     return DataElement(tag, vr, made if len(made) > 1 else made[0])

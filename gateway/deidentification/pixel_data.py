@@ -29,7 +29,7 @@ def clean_pixel_data(original: Dataset, element: Element, transfer_syntax_uid: s
     """
     value = element.value
     if not isinstance(value, bytes):
-        raise DeidentificationError("pixel data that are not in memory")
+        raise DeidentificationError("pixel data that are not bytes; expected them to be read")
     frames = number_of(original, 0x00280008, 1)
     rows, columns, samples, allocated = (
         number_of(original, tag, 0) for tag in (0x00280010, 0x00280011, 0x00280002, 0x00280100)

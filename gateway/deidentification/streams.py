@@ -82,7 +82,9 @@ def clean_encapsulated(
     elif transfer_syntax_uid in JPEG_2000_SYNTAXES:
         clean = clean_jpeg_2000
     else:
-        raise DeidentificationError("pixel data in a transfer syntax whose streams cannot be cleaned")
+        raise DeidentificationError(
+            "pixel data in a transfer syntax that cannot be cleaned; expected native, RLE, JPEG, JPEG-LS or JPEG 2000"
+        )
     try:
         frames = split_frames(value, number_of_frames)
         pieces: Pieces = [b"\xfe\xff\x00\xe0\x00\x00\x00\x00"]
@@ -94,13 +96,13 @@ def clean_encapsulated(
             if length % 2:
                 pieces.append(b"\x00")
     except (struct.error, IndexError) as error:
-        raise DeidentificationError("a compressed stream ends early") from error
+        raise DeidentificationError("a compressed stream ends inside a segment; expected an end marker") from error
     return b"".join(pieces)
 
 
 def _uncompressed(stream: memoryview, *, layout: Layout) -> Pieces:
     if len(stream) < layout.frame_bytes:
-        raise DeidentificationError("an uncompressed frame is shorter than its rows and columns")
+        raise DeidentificationError("an uncompressed frame is too short; expected rows x columns x samples")
     return [stream[: layout.frame_bytes]]
 
 
@@ -111,17 +113,19 @@ def clean_rle(stream: memoryview, *, layout: Layout) -> Pieces:
     expected = layout.samples * (layout.bits_allocated // 8)
     (count, *offsets) = struct.unpack_from("<16L", stream)
     offsets = offsets[:count]
-    if count != expected or offsets != sorted(offsets) or not 64 <= offsets[0] <= offsets[-1] <= len(stream):
-        raise DeidentificationError("an RLE header does not fit the rows, columns and samples")
+    if not count == expected > 0 or offsets != sorted(offsets) or not 64 <= offsets[0] <= offsets[-1] <= len(stream):
+        raise DeidentificationError("an RLE header does not fit; expected one segment a byte of a pixel, in order")
     pixels = layout.rows * layout.columns
+    if pixels < 1:
+        raise DeidentificationError("RLE pixels without rows or columns; expected both")
     segments = []
     for start, end in zip(offsets, [*offsets[1:], len(stream)], strict=True):
         try:  # no-operation bytes let a run that reaches beyond the segment come to an end
             decoded = decode_segment(bytes(stream[start:end]) + b"\x80" * 130)
         except ValueError as error:
-            raise DeidentificationError("an RLE segment cannot be unpacked") from error
+            raise DeidentificationError("an RLE segment cannot be unpacked; expected whole runs") from error
         if len(decoded) < pixels:
-            raise DeidentificationError("an RLE segment has fewer pixels than rows and columns say")
+            raise DeidentificationError("an RLE segment is too short; expected rows x columns bytes")
         packed = encode_segment(bytes(decoded[:pixels]), layout.columns)
         segments.append(bytes(packed) + bytes(len(packed) % 2))
     starts = itertools.accumulate([64, *map(len, segments[:-1])])
@@ -136,18 +140,18 @@ def split_frames(value: bytes, number_of_frames: int) -> list[memoryview]:
     while position + 8 <= len(view) and value[position : position + 4] == b"\xfe\xff\x00\xe0":
         (length,) = struct.unpack_from("<L", value, position + 4)
         if position + 8 + length > len(view):
-            raise DeidentificationError("a fragment of the pixel data is longer than the pixel data")
+            raise DeidentificationError("a fragment is longer than the pixel data; expected items one after another")
         fragments.append((position, view[position + 8 : position + 8 + length]))
         position += 8 + length
     if len(fragments) < 1 + number_of_frames:
-        raise DeidentificationError("encapsulated pixel data has fewer fragments than frames")
+        raise DeidentificationError("too few fragments; expected an offset table and at least one fragment a frame")
     table, rest = fragments[0][1], fragments[1:]
     if len(rest) == number_of_frames:
         return [fragment for _, fragment in rest]
     if number_of_frames == 1:
         return [memoryview(b"".join(fragment for _, fragment in rest))]
     if len(table) != 4 * number_of_frames:
-        raise DeidentificationError("frames of several fragments without an offset table")
+        raise DeidentificationError("frames of several fragments; expected an offset table with an entry a frame")
     starts = [rest[0][0] + offset for offset in struct.unpack(f"<{number_of_frames}L", table)]
     ends = [*starts[1:], len(value)]
     frames = [
@@ -155,7 +159,7 @@ def split_frames(value: bytes, number_of_frames: int) -> list[memoryview]:
         for start, end in zip(starts, ends, strict=True)
     ]
     if starts != sorted(starts) or not all(len(frame) for frame in frames):
-        raise DeidentificationError("the offset table does not fit the fragments")
+        raise DeidentificationError("the offset table does not fit; expected the place of each frame's first fragment")
     return frames
 
 
@@ -166,13 +170,13 @@ def clean_jpeg(stream: memoryview) -> Pieces:
     the components are to be read. Tables that no component uses go.
     """
     if bytes(stream[:2]) != b"\xff\xd8":
-        raise DeidentificationError("a JPEG stream does not begin with its marker")
+        raise DeidentificationError("a JPEG stream begins with other bytes; expected FFD8")
     kept = _Ranges(stream, 2)
     tables = _Tables(kept)
     position = 2
     while True:
         if stream[position] != 0xFF:
-            raise DeidentificationError("a JPEG stream has bytes where a marker belongs")
+            raise DeidentificationError("a JPEG stream has other bytes between its segments; expected a marker")
         while stream[position + 1] == 0xFF:
             position += 1
         marker = stream[position + 1]
@@ -183,10 +187,12 @@ def clean_jpeg(stream: memoryview) -> Pieces:
             continue
         end = position + 2 + int.from_bytes(stream[position + 2 : position + 4], "big")
         if end > len(stream) or end < position + 4:
-            raise DeidentificationError("a JPEG segment is longer than its stream")
+            raise DeidentificationError(
+                "a JPEG segment is longer than its stream, or shorter than its length; expected at least two bytes"
+            )
         if marker not in _CODING:
             if not (0xE0 <= marker <= 0xEF or 0xF0 <= marker <= _COM):
-                raise DeidentificationError("a JPEG stream has a reserved marker")
+                raise DeidentificationError("a JPEG stream has a reserved marker; expected those of ISO/IEC 10918-1")
             kept.replace(position, end, _application_segment(marker, bytes(stream[position + 4 : end])))
         else:
             tables.note(marker, position, end)
@@ -241,7 +247,7 @@ def _quantization_tables(payload: bytes) -> Iterator[tuple[int, bytes]]:
     while position < len(payload):
         size = 65 + 64 * (payload[position] >> 4)
         if position + size > len(payload) or payload[position] >> 4 > 1:
-            raise DeidentificationError("a JPEG quantization table is cut off")
+            raise DeidentificationError("a JPEG quantization table is cut off; expected 64 values")
         yield payload[position] & 15, payload[position : position + size]
         position += size
 
@@ -251,7 +257,7 @@ def _huffman_tables(payload: bytes) -> Iterator[tuple[int, bytes]]:
     while position < len(payload):
         size = 17 + sum(payload[position + 1 : position + 17])
         if position + size > len(payload):
-            raise DeidentificationError("a JPEG Huffman table is cut off")
+            raise DeidentificationError("a JPEG Huffman table is cut off; expected as many values as its counts say")
         yield payload[position] & 31, payload[position : position + size]
         position += size
 
@@ -275,7 +281,7 @@ def clean_jpeg_2000(stream: memoryview) -> Pieces:
     if bytes(stream[4:8]) == b"jP  ":
         stream = _codestream_of_jp2(stream)
     if bytes(stream[:4]) != b"\xff\x4f\xff\x51":
-        raise DeidentificationError("a JPEG 2000 stream does not begin with its markers")
+        raise DeidentificationError("a JPEG 2000 stream begins with other bytes; expected FF4F FF51 or a JP2 file")
     kept = _Ranges(stream, 2)
     position, tile_start, tile_length = 2, 0, 0
     while True:
@@ -286,15 +292,19 @@ def clean_jpeg_2000(stream: memoryview) -> Pieces:
             if tile_length == 0:  # the last tile-part runs to the end of the codestream
                 return kept.finish(_end_of_codestream(stream, position))
             if tile_start + tile_length < position + 2:
-                raise DeidentificationError("a JPEG 2000 tile-part ends inside its header")
+                raise DeidentificationError("a JPEG 2000 tile-part ends inside its header; expected a greater length")
             position = tile_start + tile_length
             continue
         if marker not in _CODESTREAM_MARKERS or position + 2 + length > len(stream) or length < 2:
-            raise DeidentificationError("a JPEG 2000 stream has a segment that is not of the standard")
+            raise DeidentificationError(
+                "a JPEG 2000 segment is not of the standard; expected a marker of ISO/IEC 15444-1 or -2"
+            )
         if marker == 0xFF90:
             tile_start, tile_length = position, struct.unpack_from(">L", stream, position + 6)[0]
             if tile_length and tile_length < 14:
-                raise DeidentificationError("a JPEG 2000 tile-part is shorter than its header")
+                raise DeidentificationError(
+                    "a JPEG 2000 tile-part is shorter than its header; expected 14 bytes or more"
+                )
         if marker == 0xFF64:
             kept.replace(position + 4, position + 2 + length, bytes(length - 2))
         position += 2 + length
@@ -320,7 +330,7 @@ def _codestream_of_jp2(stream: memoryview) -> memoryview:
         if length and length < header:
             break
         position = end
-    raise DeidentificationError("a JP2 file has no codestream")
+    raise DeidentificationError("a JP2 file has no codestream; expected a box jp2c")
 
 
 class _Ranges:

@@ -56,7 +56,7 @@ _NEWER_SOP_CLASS = re.compile(r"1\.2\.840\.10008\.5\.1\.4(?:\.\d{1,3}){1,6}")
 _SOP_CLASS_ATTRIBUTES = frozenset([0x0008001A, 0x0008001B, 0x00080016, 0x0008005A, 0x00080062, 0x00081150, 0x0008115A])
 
 _TERM = re.compile(rb"[A-Z0-9_ ]{0,16}")
-_CHARACTER_SETS = re.compile(rb"(?:\\?(?:ISO_IR [0-9]{1,3}|ISO 2022 IR [0-9]{1,3}|GB18030|GBK|) *)*")
+_CHARACTER_SET = re.compile(rb"(?:ISO_IR [0-9]{1,3}|ISO 2022 IR [0-9]{1,3}|GB18030|GBK|)")
 _DECIMAL = re.compile(rb" *[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]{1,3})? *")
 _WHOLE = re.compile(rb" *[+-]?[0-9]+ *")
 _LONGEST_NUMBER = {"DS": 16, "IS": 12}
@@ -66,7 +66,7 @@ OLDEST_AGE_YEARS = 90
 _PER_YEAR = {b"D": 365.25, b"W": 365.25 / 7, b"M": 12.0, b"Y": 1.0}
 _TEXT = re.compile(rb"[\x1b\x20-\x7e\x80-\xff]*\x00?")
 _UID = re.compile(r"[0-9.]{1,64}")
-_UIDS = re.compile(rb"(?:[0-9.]{1,64}|\\)*\x00?")
+_ONE_UID = re.compile(rb"[0-9.]{0,64}")
 _LOCATOR = re.compile(rb"[A-Za-z0-9\-._~:/?#\[\]@!$&'()*+,;=%]{1,1024} *")
 _TITLE = re.compile(rb"[ -\[\]-~\\]{0,64}\x00?")
 _UTC_OFFSET = re.compile(rb"[+-](?:0[0-9]|1[0-4])[0-5][0-9] *")
@@ -179,7 +179,7 @@ def kept_value(tag: int, vr: str, value: bytes) -> bytes | None:
     if tag == _TIMEZONE_OFFSET:
         return value if _UTC_OFFSET.fullmatch(value) else None
     if vr == "UI":
-        return value if _UIDS.fullmatch(value) else None
+        return value if all(map(_ONE_UID.fullmatch, value.rstrip(b"\x00 ").split(b"\\"))) else None
     if vr in _SIZES:
         return value if _fits(tag, len(value), _SIZES[vr]) and _is_binary(vr, value) else None
     if tag in _TERMS_AS_TEXTS:
@@ -259,7 +259,8 @@ def _age(text: bytes) -> bytes:
 
 def _kept_terms(tag: int, value: bytes) -> bytes | None:
     if tag == 0x00080005:
-        return value if _CHARACTER_SETS.fullmatch(value) else None
+        names = (name.strip(b" ") for name in value.split(b"\\"))
+        return value if all(map(_CHARACTER_SET.fullmatch, names)) else None
     terms = value.rstrip(b"\x00").split(b"\\")
     good = [term if _is_term(tag, term.strip(b" ")) else b"" for term in terms]
     if good == terms:

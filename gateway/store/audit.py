@@ -52,8 +52,10 @@ def add_entry(
     )
 
 
-def entries(store: Store, *, limit: int, offset: int = 0) -> list[dict[str, Any]]:
-    """The newest entries first."""
+def entries(store: Store, *, limit: int, offset: int = 0, action: str | None = None) -> list[dict[str, Any]]:
+    """The newest entries first; where `action` is given, those of it alone."""
     with store.read() as connection:
         statement = select(audit).order_by(audit.c.audit_id.desc()).limit(limit).offset(offset)
+        if action is not None:
+            statement = statement.where(audit.c.action == action)
         return [dict(row) for row in connection.execute(statement).mappings()]

@@ -125,7 +125,8 @@ class Access:
         address = request.client.host if request.client else ""
         if not self.is_on:
             # Who may change accounts with nobody asked who they are would be in still when log-in is on again.
-            allowed = frozenset(Permission) - {Permission.ADMINISTER, Permission.OWN}
+            # And a look-up of an identity says who asked.
+            allowed = frozenset(Permission) - {Permission.ADMINISTER, Permission.OWN, Permission.IDENTITY}
             return Caller(kind="anyone", actor="anyone", address=address, permissions=allowed)
         authorization = request.headers.get("authorization")
         cookie = request.cookies.get(cookie_name(request), "")
@@ -222,6 +223,7 @@ MayOwn = Annotated[Caller, Depends(require(Permission.OWN))]
 MaySee = Annotated[Caller, Depends(require(Permission.SEE))]
 MayActOnStudies = Annotated[Caller, Depends(require(Permission.STUDIES))]
 MayActOnAlarms = Annotated[Caller, Depends(require(Permission.ALARMS))]
+MayIdentify = Annotated[Caller, Depends(require(Permission.IDENTITY))]
 MayAdminister = Annotated[Caller, Depends(require(Permission.ADMINISTER))]
 
 
@@ -230,6 +232,8 @@ def _nobody(address: str) -> Caller:
 
 
 def _refusal(caller: Caller, permission: Permission) -> str:
+    if caller.kind == "anyone" and permission is Permission.IDENTITY:
+        return "log-in is off (web.authentication), and a look-up says who asked; `gateway vault find` does meanwhile"
     if caller.kind == "anyone":
         return "log-in is off (web.authentication); accounts are managed by the command line meanwhile"
     if caller.kind == "token" and permission is Permission.OWN:

@@ -25,7 +25,16 @@ from jinja2 import Environment
 from starlette.exceptions import HTTPException
 
 from drift.errors import AlarmError
-from gateway.errors import AccountError, BusyError, GatewayError, StoreError, TransitionError, UnreadableError
+from gateway.errors import (
+    AccountError,
+    BusyError,
+    GatewayError,
+    IdentityError,
+    StoreError,
+    TransitionError,
+    UnreadableError,
+    VaultError,
+)
 from gateway.web.limits import retry_after
 from gateway.web.render import render
 from gateway.web.security import wants_page
@@ -37,6 +46,8 @@ STATUSES: Mapping[type[Exception], int] = {
     StoreError: 503,
     BusyError: 503,
     AccountError: 422,
+    IdentityError: 409,
+    VaultError: 503,
     TransitionError: 409,
     AlarmError: 409,
     UnreadableError: 422,

@@ -15,6 +15,7 @@ from prometheus_client.registry import Collector
 from sqlalchemy import JSON, Connection, Text, case, cast, column, func, select
 
 from gateway.store import Store
+from gateway.store.deliveries import STOPPED
 from gateway.store.monitoring import latest_drift, processes
 from gateway.store.schema import alarm, commitment, delivery, instance, prediction, quarantine, study
 from gateway.study import StudyState
@@ -54,6 +55,7 @@ def _store_families(store: Store) -> list[Family]:
             *_study_families(connection),
             *_prediction_families(connection, store.engine.dialect.name),
             _delivery_family(connection),
+            _stopped_family(connection),
             _commitment_family(connection),
             _alarm_family(connection),
         ]
@@ -111,6 +113,19 @@ def _delivery_family(connection: Connection) -> Family:
     key = (delivery.c.destination, delivery.c.state)
     for destination, state, count in connection.execute(select(*key, func.count()).group_by(*key)):
         family.add_metric([destination, state], count)
+    return family
+
+
+def _stopped_family(connection: Connection) -> Family:
+    family = GaugeMetricFamily(
+        "gateway_deliveries_stopped", "Results not sent because they may be another patient's.", labels=["destination"]
+    )
+    stopped = (delivery.c.state == "dead") & delivery.c.last_error.startswith(f"{STOPPED}: ")
+    rows = connection.execute(
+        select(delivery.c.destination, func.sum(case((stopped, 1), else_=0))).group_by(delivery.c.destination)
+    )
+    for destination, count in rows:
+        family.add_metric([destination], count)
     return family
 
 

@@ -36,6 +36,7 @@ from gateway.web.pictures import pictures_router
 from gateway.web.render import make_environment
 from gateway.web.security import STATIC, Guard
 from gateway.web.stow import stow_router
+from gateway.web.vault_pages import vault_router
 
 logger = logging.getLogger(__name__)
 
@@ -135,6 +136,7 @@ def create_app(settings: Settings, data_dir: Path, store: Store, *, clock: Clock
     app.include_router(pages_router(settings, store, environment))
     app.include_router(stow_router(settings, store, ObjectFolder.in_data_dir(data_dir).root))
     app.include_router(account_pages_router(store, accounts, environment))
+    app.include_router(vault_router(settings.vault, data_dir, store, environment))
     app.mount(STATIC, StaticFiles(directory=Path(__file__).parent / "static"))
     check_every_route(app)
     describe = app.openapi

@@ -281,6 +281,16 @@ def test_geometry_stays_and_nothing_that_says_who() -> None:
     assert "TickLabel" not in ruler.MajorTicksSequence[0]
 
 
+def test_coordinates_whose_bytes_spell_something_go() -> None:
+    dataset = annotated()
+    line = dataset.GraphicAnnotationSequence[0].GraphicObjectSequence[0]
+    line.GraphicData = np.frombuffer(b"KOWALCZYK ANNA  ", "<f4").tolist()
+    kept = cleaner().sequence(read_again(dataset), GRAPHIC_ANNOTATION_SEQUENCE)
+    assert kept is not None
+    assert "GraphicObjectSequence" not in kept.value[0]
+    assert SECRET.encode() not in written(Dataset({kept.tag: kept}))
+
+
 def test_layers_have_neutral_names_that_agree() -> None:
     kept = cleaned_annotations()
     by_order = {layer.GraphicLayerOrder: layer.GraphicLayer for layer in kept.GraphicLayerSequence}

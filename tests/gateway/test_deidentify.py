@@ -303,7 +303,7 @@ def test_an_attribute_that_the_standard_does_not_have_sends_the_object_to_quaran
 
 @pytest.mark.parametrize("tag", [0x00080060, 0x00100030, 0x00091001])
 def test_a_vr_that_the_standard_does_not_have_sends_the_object_to_quarantine(tag: int) -> None:
-    with pytest.raises(DeidentificationError, match="VR that is not of the standard"):
+    with pytest.raises(DeidentificationError, match="VR"):
         Deidentifier(KEY).dataset(read(part10(image(DX) | {tag: element(tag, "ZZ", b"AB")})))
 
 

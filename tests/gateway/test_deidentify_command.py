@@ -12,6 +12,7 @@ import signal
 import struct
 import subprocess
 import sys
+import tempfile
 import time
 import zlib
 from collections.abc import Iterator
@@ -23,6 +24,7 @@ import pydicom
 import pytest
 from bombs import BOMBS
 from photographs import drawn_jpeg, op_dataset, write
+from PIL import Image, ImageDraw, ImageFont
 from pydicom import Dataset
 from pydicom.data import get_testdata_file
 from pydicom.uid import (
@@ -33,6 +35,7 @@ from pydicom.uid import (
 from small_objects import ct
 
 from gateway.bulk.names import OUTPUT_NAME
+from gateway.bulk.walk import walk
 from gateway.cli import main
 from gateway.deidentification.keys import load_or_create_key
 from gateway.deidentification.options import Option, load_profile
@@ -242,6 +245,42 @@ def test_names_do_not_tell_uids_that_are_retained(deidentify: Command, tmp_path:
 def test_a_single_file_is_taken_too(deidentify: Command, tmp_path: Path) -> None:
     status, summary = deidentify(pydicom_data("MR_small.dcm"), tmp_path / "out")
     assert (status, summary["done"]) == (0, 1)
+
+
+def test_text_in_pixels_is_blanked_and_counted(deidentify: Command, tmp_path: Path) -> None:
+    pytest.importorskip("rapidocr", reason="the network that finds text is not installed (scripts/setup does)")
+    profile = tmp_path / "profile.toml"
+    profile.write_text('options = ["clean_pixel_data"]')
+    source, output = tmp_path / "in", tmp_path / "out"
+    source.mkdir()
+    picture = Image.new("L", (400, 300), 30)
+    ImageDraw.Draw(picture).text((20, 20), "MUELLER JANE 01.01.1950", fill=255, font=ImageFont.load_default(24))
+    dataset = labelled("1.2.840.10008.5.1.4.1.1.7", "OT", 7)
+    dataset.Rows, dataset.Columns, dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit = 300, 400, 8, 8, 7
+    dataset.PixelData, dataset.BurnedInAnnotation = picture.tobytes(), "YES"
+    dataset["PixelData"].VR = "OB"
+    write(dataset, source / "text.dcm")
+    (source / "ct.dcm").write_bytes(pydicom_data("CT_small.dcm").read_bytes())
+    status, summary = deidentify(source, output, "--profile", str(profile))
+    assert status == 0, summary["reasons"]
+    counts = {row["source_kib"]: row["pixels"]["boxes"] for row in rows_of(output, "done")}
+    assert counts[max(counts)] >= 1
+    assert summary["pixel_boxes"] == sum(counts.values())
+    copies = [pydicom.dcmread(output / name) for name in outputs_in(output)]
+    (copy,) = [each for each in copies if each.Rows == 300]
+    assert copy.pixel_array[20:44, 20:320].max() < 100
+    assert copy.BurnedInAnnotation == "NO"
+
+
+def test_without_a_text_finder_no_file_is_touched(
+    deidentify: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gateway.deidentification.burned_in_text.MODEL_SHA256", "of another network")
+    profile = tmp_path / "profile.toml"
+    profile.write_text('options = ["clean_pixel_data"]')
+    assert deidentify(many_ct(tmp_path / "in", 1), tmp_path / "out", "--profile", str(profile))[0] == 2
+    assert "network that finds burned-in text" in deidentify.errors
+    assert not (tmp_path / "out").exists()
 
 
 # --- again, and in between --------------------------------------------------------------------------------------------
@@ -484,15 +523,48 @@ def test_pictures_that_bomb_a_decoder_hurt_nothing(deidentify: Command, tmp_path
     assert status in (0, 1)
 
 
-@pytest.mark.skipif(os.getuid() == 0, reason="root reads every folder")
-def test_a_folder_that_cannot_be_read_is_one_row(deidentify: Command, tmp_path: Path) -> None:
-    source, output = many_ct(tmp_path / "in", 1), tmp_path / "out"
-    many_ct(source / "closed", 1).chmod(0)
+@contextlib.contextmanager
+def nobody() -> Iterator[None]:
+    """Root reads every folder; somebody else does not."""
+    user = os.geteuid()
+    if user == 0:
+        os.seteuid(65534)
     try:
-        status, summary = deidentify(source, output)
+        yield
     finally:
-        (source / "closed").chmod(0o700)
+        os.seteuid(user)
+
+
+def test_a_folder_that_cannot_be_read_is_one_thing_and_the_rest_goes_on() -> None:
+    with tempfile.TemporaryDirectory() as name:
+        source = Path(name)
+        source.chmod(0o755)
+        for folder in ("closed", "open"):
+            (source / folder).mkdir(mode=0o755)
+            (source / folder / "file").touch()
+        (source / "closed").chmod(0)
+        with nobody():
+            found = {each.path: each for each in walk(source)}
+    assert set(found) == {"closed", "open/file"}
+    assert found["closed"].problem == "the folder cannot be read: Permission denied"
+    assert found["closed"].failed
+
+
+def test_what_cannot_be_read_is_listed_as_failed(deidentify: Command, tmp_path: Path) -> None:
+    source, output = many_ct(tmp_path / "in", 1), tmp_path / "out"
+    here = os.open(source, os.O_RDONLY)  # below, paths get longer than they may be
+    try:
+        for _ in range(25):
+            os.mkdir("d" * 200, dir_fd=here)
+            below = os.open("d" * 200, os.O_RDONLY, dir_fd=here)
+            os.close(here)
+            here = below
+        os.close(os.open("file", os.O_CREAT | os.O_WRONLY, 0o600, dir_fd=here))
+    finally:
+        os.close(here)
+    status, summary = deidentify(source, output)
     assert (status, summary["done"], summary["failed"]) == (1, 1, 1)
+    assert rows_of(output, "failed")[0]["reason"] == "the folder cannot be read: File name too long"
 
 
 def test_a_file_that_takes_too_long_is_listed(deidentify: Command, tmp_path: Path) -> None:
@@ -676,6 +748,22 @@ def test_reasons_count_together_whatever_their_numbers() -> None:
         summary.add({"state": "refused", "reason": reason})
     assert summary.reasons == {"the data set is truncated in (7FE0,0010) at byte N": 2}
     assert re.search(r"7FE0,0010", next(iter(summary.reasons)))
+
+
+def test_the_audit_finds_what_was_planted_and_nothing_after(
+    deidentify: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, output, names = many_ct(tmp_path / "in", 2), tmp_path / "out", tmp_path / "names.txt"
+    names.write_text("SECRET-1\n\nJane\n")
+    assert main(["deidentify", "--audit", str(source), "--names", str(names), "--json"]) == 1
+    found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert any("0010,0010" in each["where"] for each in found)
+    assert all("Jane" not in each["excerpt"] for each in found)
+    assert deidentify(source, output)[0] == 0
+    status = main(["deidentify", "--audit", str(output), "--names", str(names)])
+    assert (status, capsys.readouterr().out) == (0, "nothing that looks like PHI was found\n")
+    assert main(["deidentify", "--audit", str(tmp_path / "missing")]) == 2
+    assert main(["deidentify", str(source), "--audit", str(output)]) == 2
 
 
 DOCS = Path(__file__).resolve().parents[2] / "docs" / "deidentify-command.md"

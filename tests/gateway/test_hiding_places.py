@@ -693,6 +693,7 @@ def test_nothing_hides(where: Place, profile: DeidentificationProfile) -> None:
         with pytest.raises(DeidentificationError) as caught:
             deidentifier.dataset(read(encoded))
         assert where.token.decode("ascii", "replace") not in str(caught.value)
+        assert "; expected " in str(caught.value)
         return
     result = written(deidentifier.dataset(read(encoded)))
     assert not contains(result, where.token)

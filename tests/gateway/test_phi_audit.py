@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -19,6 +20,7 @@ import pytest
 from PIL import Image, PngImagePlugin
 from pydicom import Dataset
 from pydicom.data import get_testdata_file
+from pydicom.datadict import tag_for_keyword
 from pydicom.dataelem import DataElement
 from pydicom.dataset import FileMetaDataset
 from pydicom.encaps import encapsulate
@@ -27,7 +29,14 @@ from pydicom.uid import JPEGBaseline8Bit, OphthalmicPhotography8BitImageStorage
 from gateway.deidentify import Deidentifier
 from gateway.errors import DeidentificationError
 from gateway.phi_audit import Suspicion, audit_folder
-from gateway.phi_elements import UNREADABLE
+from gateway.phi_elements import (
+    CODED_TEXTS,
+    OF_DEVICES,
+    OF_INSTITUTIONS,
+    OF_PATIENTS,
+    TECHNICAL_TEXTS,
+    UNREADABLE,
+)
 
 KEY = hashlib.sha512(b"a key for these tests").digest()
 NAME = "KOWALCZYK"
@@ -169,6 +178,7 @@ PLANTED: Sequence[tuple[str, Callable[[Dataset], None], str, str]] = (
     ("free text", _set("StudyDescription", "fell down the stairs"), "free text", "(0008,1030)"),
     ("institution", _set("InstitutionName", "Charité"), "free text", "(0008,0080)"),
     ("identifier", _set("AccessionNumber", "X17"), "identifier", "(0008,0050)"),
+    ("identifier of 16 digits", _set("AccessionNumber", "1234567812345678"), "identifier", "(0008,0050)"),
     ("private", _add(0x00091001, "LO", NAME), "private attribute", "(0009,1001)"),
     ("UID", _set("FrameOfReferenceUID", "1.2.840.113619.2.1.1"), "UID", "(0020,0052)"),
     ("number as 2.25", _set("FrameOfReferenceUID", "2.25.12345678"), "UID", "(0020,0052)"),
@@ -301,6 +311,31 @@ def test_given_names_are_found_anywhere(clean: Dataset, tmp_path: Path) -> None:
     write(clean, tmp_path)
     assert found(tmp_path, names=names) == {("given name", "bytes of the file")}
     assert list(audit_folder(tmp_path)) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "where"),
+    [
+        (_set("SeriesNumber", "4711470"), "(0020,0011) SeriesNumber"),
+        (_set("SliceLocation", "4711470"), "(0020,1041) SliceLocation"),
+        (_set("StationName", "CT4711470A"), "(0008,1010) StationName"),
+        (_set("FrameOfReferenceUID", "2.25.200287135826140695164711470640960158"), "(0020,0052) FrameOfReferenceUID"),
+    ],
+)
+def test_given_numbers_are_found_in_numbers(
+    clean: Dataset, tmp_path: Path, change: Callable[[Dataset], None], where: str
+) -> None:
+    change(clean)
+    write(clean, tmp_path)
+    assert list(audit_folder(tmp_path)) == []
+    assert ("given name", where) in found(tmp_path, names=["4711470"])
+
+
+def test_links_pipes_and_closed_folders_are_suspicious_and_stop_nothing(clean: Dataset, tmp_path: Path) -> None:
+    write(clean, tmp_path)
+    (tmp_path / "a").symlink_to("/nowhere")
+    os.mkfifo(tmp_path / "b")
+    assert found(tmp_path) == {("link", "file"), ("no regular file", "file")}
 
 
 def test_claimed_options_explain_that_attributes_are_there_but_not_what_they_say(
@@ -465,7 +500,7 @@ def test_broken_files_are_suspicious_and_stop_nothing(clean: Dataset, tmp_path: 
 
 
 def test_memory_does_not_grow_with_the_number_of_files(clean: Dataset, tmp_path: Path) -> None:
-    for number in range(60):
+    for number in range(24):
         write(clean, tmp_path / f"{number % 3:016x}", f"{number:016x}.dcm")
     peaks = []
     for folder in (tmp_path / f"{0:016x}", tmp_path):
@@ -482,3 +517,8 @@ def test_the_audit_imports_nothing_of_the_engine() -> None:
         "sys.exit(len(bad))"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_keywords_of_the_audit_are_those_of_the_dictionary() -> None:
+    for keyword in OF_DEVICES | TECHNICAL_TEXTS | OF_INSTITUTIONS | OF_PATIENTS | CODED_TEXTS:
+        assert tag_for_keyword(keyword) is not None, keyword

@@ -13,13 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from running import running_gateway
 from sqlalchemy import create_engine, select, text, update
 
 from gateway.errors import IdentityError, VaultError
 from gateway.result_header import copy_identity, raw_value
 from gateway.settings import VaultSettings, load_settings
-from gateway.vault import Vault, open_vault, prepare_vault, vault_patient, vault_state, vault_study
+from gateway.vault import Vault, open_vault, prepare_vault
 from gateway.vault_keys import FILE_NAME, Keyring, former_keys, key_id_of, make_next_key, remove_former_keys
+from gateway.vault_rows import vault_patient, vault_state, vault_study
 
 sys.path.insert(0, str(Path(__file__).parent))
 from result_sources import source_dataset
@@ -536,3 +538,17 @@ def test_a_site_may_keep_no_vault(tmp_path: Path) -> None:
 def test_two_sources_of_the_key_are_one_too_many() -> None:
     with pytest.raises(Exception, match="one place"):
         settings(key_file="a", key_command="b")
+
+
+def test_serve_refuses_to_start_without_the_key_and_says_so(tmp_path: Path) -> None:
+    with running_gateway(tmp_path / "gateway", "") as gateway:
+        data_dir = gateway.data_dir
+        assert stat.S_IMODE((data_dir / "vault.db").stat().st_mode) == 0o600
+    vault = opened(settings(), data_dir)
+    remember(vault, source(tmp_path / "o"))
+    (data_dir / FILE_NAME).unlink()
+    done = gateway.command("serve", "--data-dir", str(data_dir), "--dicom-port", "0", "--http-port", "0")
+    assert done.returncode != 0
+    assert "vault.key is missing, and the vault was sealed with it: put it back from its backup" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (data_dir / FILE_NAME).exists()

@@ -49,7 +49,8 @@ def code(value: str, scheme: str, meaning: str) -> Dataset:
     return made
 
 
-def _scene(rows: int, columns: int, bits: int, seed: int) -> Pixels:
+def scene(rows: int, columns: int, bits: int, seed: int) -> Pixels:
+    """[rows, columns] of this many bits: a ramp, waves, a disc, a little noise."""
     row, column = np.mgrid[0:rows, 0:columns]
     scene = 0.2 + 0.5 * column / columns + 0.1 * np.sin(row / 5 + seed)
     scene[(row - rows / 2) ** 2 + (column - columns / 3) ** 2 < (rows / 4) ** 2] += 0.15
@@ -112,7 +113,7 @@ def digital_radiograph(seed: int) -> Dataset:
     made.ImageLaterality, made.BodyPartExamined, made.PositionerType, made.ViewPosition = "U", "CHEST", "NONE", "PA"
     made.ViewCodeSequence = Sequence([code("399348003", "SCT", "postero-anterior")])
     made.ViewCodeSequence[0].ViewModifierCodeSequence = Sequence()
-    _pixels(made, _scene(64, 72, 12, seed), 12)
+    _pixels(made, scene(64, 72, 12, seed), 12)
     return made
 
 
@@ -121,8 +122,8 @@ def computed_radiograph(seed: int) -> Dataset:
     made = _base(ComputedRadiographyImageStorage, "CR")
     made.BodyPartExamined, made.ViewPosition, made.KVP, made.AcquisitionNumber = "CHEST", "AP", "95", 1
     made.ImageType, made.ImagerPixelSpacing, made.Sensitivity = ["ORIGINAL", "PRIMARY"], ["0.2", "0.2"], "214"
-    made.PhosphorType, made.Exposure, made.DistanceSourceToDetector = "IP-STD", "4", "1500"
-    _pixels(made, _scene(60, 64, 10, seed), 10)
+    made.Exposure, made.DistanceSourceToDetector = "4", "1500"
+    _pixels(made, scene(60, 64, 10, seed), 10)
     made.WindowCenter, made.WindowWidth = "512", "1024"
     return made
 
@@ -139,7 +140,7 @@ def mammogram(seed: int) -> Dataset:
     made.ViewCodeSequence[0].ViewModifierCodeSequence = Sequence()
     made.BreastImplantPresent, made.PartialView = "NO", "NO"
     made.AnodeTargetMaterial, made.FilterMaterial = "TUNGSTEN", "RHODIUM"
-    _pixels(made, _scene(72, 56, 12, seed), 12)
+    _pixels(made, scene(72, 56, 12, seed), 12)
     return made
 
 
@@ -167,7 +168,7 @@ def ophthalmic_photograph(seed: int) -> Dataset:
     made.AcquisitionTimeSynchronized, made.SynchronizationFrameOfReferenceUID = "N", "1.2.3"
     made.PixelSpacing = ["0.006", "0.006"]
     made.PatientOrientation = ["L", "F"]
-    red = _scene(64, 64, 8, seed)
+    red = scene(64, 64, 8, seed)
     picture = np.stack([red, red // 2, red // 3], axis=-1)
     _pixels(made, picture, 8, photometric="RGB", frames=0)
     made.NumberOfFrames = 1
@@ -181,7 +182,7 @@ def secondary_capture(seed: int) -> Dataset:
     made.ImageType, made.BodyPartExamined, made.Laterality = ["DERIVED", "SECONDARY"], "HAND", "L"
     made.PixelSpacing = ["0.3", "0.3"]
     made.WindowCenter, made.WindowWidth = "128", "256"
-    _pixels(made, _scene(48, 64, 8, seed), 8)
+    _pixels(made, scene(48, 64, 8, seed), 8)
     return made
 
 
@@ -192,7 +193,7 @@ def secondary_capture_frames(seed: int) -> Dataset:
     made.PresentationLUTShape, made.RescaleIntercept, made.RescaleSlope = "IDENTITY", "0", "1"
     made.RescaleType, made.FrameIncrementPointer = "US", 0x00181063
     made.FrameTime, made.WindowCenter, made.WindowWidth = "40", "128", "256"
-    _pixels(made, np.stack([_scene(32, 40, 8, seed + each) for each in range(3)]), 8, frames=3)
+    _pixels(made, np.stack([scene(32, 40, 8, seed + each) for each in range(3)]), 8, frames=3)
     return made
 
 
@@ -206,7 +207,7 @@ def tomogram(seed: int) -> Dataset:
     made.SliceLocation, made.ConvolutionKernel, made.XRayTubeCurrent = "105.5", "STANDARD", "280"
     made.ExposureTime, made.Exposure, made.CTDIvol, made.SpiralPitchFactor = "500", "140", 6.5, 0.98
     made.ReconstructionDiameter, made.GantryDetectorTilt, made.TableHeight = "360", "0", "140"
-    _pixels(made, _scene(48, 48, 12, seed), 12)
+    _pixels(made, scene(48, 48, 12, seed), 12)
     made.RescaleIntercept, made.RescaleSlope, made.RescaleType = "-1024", "1", "HU"
     made.WindowCenter, made.WindowWidth = "40", "400"
     return made
@@ -222,19 +223,20 @@ def magnetic_resonance(seed: int) -> Dataset:
     made.PositionReferenceIndicator, made.SliceThickness, made.PixelSpacing = "", "5", ["0.9", "0.9"]
     made.SpacingBetweenSlices, made.ImagedNucleus, made.NumberOfAverages = "6", "1H", "2"
     made.ImageOrientationPatient, made.ImagePositionPatient = ["1", "0", "0", "0", "1", "0"], ["-110", "-120", "33"]
-    _pixels(made, _scene(40, 40, 12, seed), 12)
+    _pixels(made, scene(40, 40, 12, seed), 12)
     made.WindowCenter, made.WindowWidth = "600", "1200"
     return made
 
 
 def _ultrasound(made: Dataset) -> None:
     made.ImageType, made.Laterality = ["ORIGINAL", "PRIMARY", "ABDOMINAL", "0001"], ""
-    made.UltrasoundColorDataPresent, made.TransducerType, made.TransducerFrequency = 0, "CURVED LINEAR", 3500000
+    made.UltrasoundColorDataPresent, made.TransducerType, made.MechanicalIndex = 0, "CURVED LINEAR", "0.9"
     region = Dataset()
     region.RegionSpatialFormat, region.RegionDataType, region.RegionFlags = 1, 1, 0
     region.RegionLocationMinX0, region.RegionLocationMinY0 = 0, 0
     region.RegionLocationMaxX1, region.RegionLocationMaxY1 = made.Columns - 1, made.Rows - 1
     region.PhysicalUnitsXDirection, region.PhysicalUnitsYDirection = 3, 3
+    region.TransducerFrequency = 3500
     region.PhysicalDeltaX, region.PhysicalDeltaY = 0.05, 0.05
     made.SequenceOfUltrasoundRegions = Sequence([region])
 
@@ -242,7 +244,7 @@ def _ultrasound(made: Dataset) -> None:
 def ultrasound(seed: int) -> Dataset:
     """A US picture in RGB."""
     made = _base(UltrasoundImageStorage, "US")
-    grey = _scene(56, 72, 8, seed)
+    grey = scene(56, 72, 8, seed)
     _pixels(made, np.stack([grey, grey, grey], axis=-1), 8, photometric="RGB")
     _ultrasound(made)
     return made
@@ -251,7 +253,7 @@ def ultrasound(seed: int) -> Dataset:
 def ultrasound_loop(seed: int) -> Dataset:
     """A US loop of three frames in a palette of colours."""
     made = _base(UltrasoundMultiFrameImageStorage, "US")
-    frames = np.stack([_scene(32, 48, 8, seed + each) for each in range(3)])
+    frames = np.stack([scene(32, 48, 8, seed + each) for each in range(3)])
     _pixels(made, frames, 8, photometric="PALETTE COLOR", frames=3)
     made.FrameTime, made.FrameIncrementPointer = "33", 0x00181063
     ramp = (np.arange(256, dtype="<u2") * 257).astype("<u2").tobytes()

@@ -12,7 +12,6 @@ from pydicom.datadict import dictionary_VR, tag_for_keyword
 
 PLACES: tuple[tuple[str, str, frozenset[str]], ...] = (
     # Patient
-    ("IssuerOfPatientID", "identifier", NEVER),
     ("OtherPatientNames", "person", NEVER),
     ("OtherPatientIDsSequence>PatientID", "identifier", NEVER),
     ("OtherPatientIDsSequence>IssuerOfPatientID", "identifier", NEVER),
@@ -144,7 +143,7 @@ PLACES: tuple[tuple[str, str, frozenset[str]], ...] = (
     ("ClinicalTrialSubjectID", "identifier", NEVER),
     ("ClinicalTrialTimePointDescription", "text", NEVER),
     # Sequences in sequences
-    ("ContributingEquipmentSequence>InstitutionName", "surname", NEVER),
+    ("ContributingEquipmentSequence>InstitutionName", "surname", INSTITUTION),
     ("ContributingEquipmentSequence>OperatorsName", "person", NEVER),
     ("ContributingEquipmentSequence>ContributionDescription", "text", NEVER),
     ("ContributingEquipmentSequence>ContributionDateTime", "moment", DATES),

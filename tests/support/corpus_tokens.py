@@ -41,8 +41,12 @@ class Plant:
     """Options under which the standard keeps it, by their names in ``gateway`` profiles."""
 
     def may_stay(self, options: frozenset[str]) -> bool:
-        """Whether one of the options keeps it."""
-        return bool(self.kept_by & options)
+        """Whether one of the options keeps it.
+
+        Modified Dates moves dates by whole days, which leaves times of day (their rows have C, as those of dates).
+        """
+        is_time = self.category == "time" and bool(self.kept_by & DATES)
+        return bool(self.kept_by & options) or (is_time and "retain_longitudinal_modified_dates" in options)
 
 
 def byte_forms(token: str) -> tuple[bytes, ...]:

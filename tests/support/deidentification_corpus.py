@@ -14,14 +14,14 @@ from __future__ import annotations
 
 import io
 import random
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from corpus_images import FAMILIES, InStream, compress
+from corpus_images import FAMILIES, InStream, compress, scene
 from corpus_places import plant_attributes, put
 from corpus_tokens import DATES, NEVER, SAFE_PRIVATE, UIDS, Plant, Planter, byte_forms
 from numpy.typing import NDArray
@@ -54,8 +54,8 @@ _SYNTAXES: Mapping[str, tuple[str, ...]] = {
 }
 _BURNED_IN = frozenset([("US", 0), ("US", 2), ("SC", 0)])
 """Family and variant of those with a name in their pixels."""
-_NOT_PLANTED: Mapping[str, frozenset[str]] = {}
-"""Places that would make an object of a family invalid."""
+_ONLY_IN_SC = frozenset(["EncapsulatedDocument", "MIMETypeOfEncapsulatedDocument"])
+"""A document inside an image is rare, and some tools refuse the object for it: in one family of eight."""
 _WHO = frozenset([
     "StudyDate", "StudyTime", "AccessionNumber", "ReferringPhysicianName", "PatientName", "PatientID", "PatientSex",
     "PatientBirthDate", "StudyID", "AcquisitionDate", "AcquisitionTime", "AcquisitionDateTime", "ContentDate",
@@ -77,6 +77,7 @@ class Patient:
     """As PN, with what groups of components its character set has."""
     name_tokens: tuple[str, ...]
     patient_id: str
+    issuer: str
     birth_date: str
     character_sets: tuple[Any, ...]
     age: str
@@ -96,7 +97,7 @@ class CorpusFile:
     plants: tuple[Plant, ...]
     patient: int
     retained: Mapping[str, Any]
-    """Keyword -> value of attributes that no row of Table E.1-1 lists: a model, a monitor or a reader needs them."""
+    """Place -> value of attributes that no row of Table E.1-1 lists: a model, a monitor or a reader needs them."""
     burned_in: NDArray[np.bool_] | None = None
     """bool [rows, columns], where letters of a name are burned into the pixels."""
     uids: Mapping[str, str] = field(default_factory=dict)
@@ -129,6 +130,7 @@ def _patients(planter: Planter, rng: random.Random) -> tuple[Patient, ...]:
                 name=f"{family}{name}",
                 name_tokens=(family, *tokens),
                 patient_id=f"MRN{rng.randrange(10**8, 10**9)}",
+                issuer=planter.word(),
                 birth_date=f"{birth:%Y%m%d}",
                 character_sets=character_sets,
                 age=f"{(days[0] - birth).days // 365:03}Y",
@@ -145,6 +147,7 @@ def _who(dataset: Dataset, planter: Planter, patient: Patient, study: tuple[str,
     for token in patient.name_tokens:
         planter.note(token, "PatientName", "name")
     planter.note(patient.patient_id, "PatientID", "identifier")
+    dataset.IssuerOfPatientID = planter.note(patient.issuer, "IssuerOfPatientID", "identifier")
     dataset.PatientBirthDate = planter.note(patient.birth_date, "PatientBirthDate", "date")
     dataset.PatientAge, dataset.PatientSize, dataset.PatientWeight = patient.age, "1.71", "68.5"
     dataset.StudyInstanceUID = planter.note(study[0], "StudyInstanceUID", "UID", UIDS)
@@ -318,6 +321,18 @@ def _written(dataset: Dataset, planter: Planter) -> bytes:
     return buffer.getvalue()
 
 
+def _needed(dataset: Dataset, way: str = "") -> Iterator[tuple[str, Any]]:
+    """Place and value of all that has one, in the first item of sequences too."""
+    for element in dataset:
+        if element.keyword in _WHO:
+            continue
+        if element.VR != "SQ":
+            if element.value not in ("", None):
+                yield way + element.keyword, element.value
+        elif element.value:
+            yield from _needed(element.value[0], f"{way}{element.keyword}>")
+
+
 def _one(
     folder: Path, number: int, patients: tuple[Patient, ...], planter: Planter, earlier: dict[Any, Any], hostile: bool
 ) -> CorpusFile:
@@ -338,15 +353,11 @@ def _one(
         _enlarge(dataset, 160, 288)
         burned_in = _burn(dataset, "OBRZYCHOWSKA, WANDA  11.06.1982")
     compress(dataset, syntax, _in_stream(planter, syntax))
-    retained = {
-        element.keyword: element.value
-        for element in dataset
-        if element.keyword not in _WHO and element.VR != "SQ" and element.value not in ("", None)
-    }
+    retained = dict(_needed(dataset))
     if burned_in is not None:
         del retained["BurnedInAnnotation"]
     character_set = patient.character_sets[number // 3 % len(patient.character_sets)]
-    plant_attributes(dataset, planter, _NOT_PLANTED.get(family, frozenset()))
+    plant_attributes(dataset, planter, frozenset() if family == "SC" else _ONLY_IN_SC)
     _who(dataset, planter, patient, study)
     dataset.PatientSex = "F"
     _with_charset(dataset, planter, patient, character_set)
@@ -410,8 +421,7 @@ def large_radiograph(path: Path, *, seed: int = 5) -> None:
     patient = _patients(planter, rng)[2]
     dataset = FAMILIES["DX"][0](seed)
     dataset.Rows = dataset.Columns = 2048
-    pixels = np.random.default_rng(seed).integers(0, 4096, (2048, 2048), dtype=np.uint16)
-    dataset["PixelData"] = DataElement(0x7FE00010, "OW", pixels.astype("<u2").tobytes())
+    dataset["PixelData"] = DataElement(0x7FE00010, "OW", scene(2048, 2048, 12, seed).astype("<u2").tobytes())
     plant_attributes(dataset, planter, frozenset())
     _who(dataset, planter, patient, patient.studies[0])
     dataset.SOPInstanceUID, dataset.SeriesInstanceUID = planter.new_uid(), planter.new_uid()

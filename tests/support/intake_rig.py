@@ -135,6 +135,7 @@ class Receivers:
 
 
 DEFAULTS = {
+    "vault.enabled": False,  # the supervisor, which is not here, makes it
     "dicom.require_called_ae_title": False,
     "disk.refuse_below_bytes": 100_000_000,  # the tests' disk may be nearly full
 }

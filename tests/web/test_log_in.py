@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
@@ -11,6 +10,7 @@ from typing import Any
 import httpx
 import pytest
 from argon2 import PasswordHasher
+from direct import Direct
 from fastapi import APIRouter, FastAPI
 from fastapi.routing import APIRoute
 from web_site import DESTINATION, Site
@@ -28,23 +28,6 @@ PASSWORD = "correct horse battery"
 BY = Doer(actor="test")
 PAGE = {"Accept": "text/html,*/*"}
 COOKIE = "gateway-session"
-
-
-class Direct(httpx.BaseTransport):
-    """Asks the application without a socket, as from `address`."""
-
-    def __init__(self, app: FastAPI, address: str) -> None:
-        self.app = app
-        self.address = address
-
-    def handle_request(self, request: httpx.Request) -> httpx.Response:
-        async def ask() -> httpx.Response:
-            body = httpx.ByteStream(request.read())
-            asked = httpx.Request(request.method, request.url, headers=request.headers, stream=body)
-            answer = await httpx.ASGITransport(self.app, client=(self.address, 50000)).handle_async_request(asked)
-            return httpx.Response(answer.status_code, headers=answer.headers, content=await answer.aread())
-
-        return asyncio.run(ask())
 
 
 class Clock:
@@ -207,9 +190,9 @@ def test_each_role_may_do_what_its_permissions_say_on_every_route(
     """
     may = {
         Role.VIEWER: {"see"},
-        Role.RADIOLOGIST: {"see", "studies"},
+        Role.RADIOLOGIST: {"see", "studies", "identity"},
         Role.ENGINEER: {"see", "studies", "alarms", "models"},
-        Role.ADMINISTRATOR: {"see", "studies", "alarms", "models", "store", "administer"},
+        Role.ADMINISTRATOR: {"see", "studies", "alarms", "models", "store", "identity", "administer"},
         Role.SENDER: {"store"},
     }[role]
     client = browser()
