@@ -82,10 +82,10 @@ def _plan(options: argparse.Namespace) -> Plan:
     from gateway.bulk.places import choose_places
     from gateway.bulk.run import Plan
     from gateway.bulk.workers import FileLimits, make_finder
+    from gateway.deidentification.keys import fingerprint_of
     from gateway.deidentification.options import DeidentificationProfile, load_profile
     from gateway.deidentify import Deidentifier
     from gateway.key_sources import KeySource
-    from gateway.site_key import fingerprint_of
 
     key = KeySource(file=str(options.key_file)).load()
     profile = DeidentificationProfile() if options.profile is None else load_profile(options.profile)
@@ -158,7 +158,7 @@ def _lines(summary: Summary, plan: Plan) -> list[str]:
     lines = [f"{summary.files} files: {counts}"]
     lines += [f"{count:8} {reason}" for reason, count in row["reasons"].items()]
     if summary.pixel_boxes:
-        lines.append(f"{summary.pixel_boxes} places with text in pixels blanked")
+        lines.append(f"{summary.pixel_boxes} places with text found in pixels, and blanked")
     lines.append(
         f"{summary.duration_s:.1f} s, {row['files_per_s']:.1f} files/s, {row['megabytes_per_s']:.1f} MB/s, "
         f"{plan.processes} processes"

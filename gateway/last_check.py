@@ -17,7 +17,6 @@ from gateway.result_header import read_identity, require_same_bytes
 from gateway.store import Store
 from gateway.store.deliveries import judged_sources, source_path
 from gateway.vault import Vault
-from gateway.vault_rows import SealedIdentity
 
 _MOST_IMAGES = 32
 """Of a study that are looked at where nothing says which one its identity was taken from."""
@@ -50,8 +49,8 @@ class LastCheck:
             The store failed.
         """
         header = read_identity(result)
-        sealed = self._sealed(study_key)
-        if sealed is None:
+        sealed = None if self.vault is None else self.vault.known(study_key)
+        if sealed is None:  # without a vault, and of a study that was judged before there was one
             paths = judged_sources(self.store, study_key, limit=_MOST_IMAGES)
             sources = self._there(paths)
             if self.vault is not None and not sources:
@@ -63,12 +62,6 @@ class LastCheck:
         path = source_path(self.store, sealed.instance_key)
         for source in self._there([] if path is None else [path]):
             require_same_bytes(header, [source])
-
-    def _sealed(self, study_key: str) -> SealedIdentity | None:
-        """What the vault holds; ``None`` without a vault, and of a study that was judged before there was one."""
-        if self.vault is None or not self.vault.holds(study_key):
-            return None
-        return self.vault.recall(study_key)
 
     def _there(self, paths: list[str]) -> list[Dataset]:
         """Those of the files that have not expired, as far as they say whose they are."""

@@ -32,7 +32,7 @@ from pydicom import Dataset
 from pydicom.errors import InvalidDicomError
 
 from gateway.phi_elements import UNREADABLE, DataSetAudit
-from gateway.phi_patterns import DOTTED, PUBLIC_UID, TextRules, known_names, masked
+from gateway.phi_patterns import DOTTED, HASH, PUBLIC_UID, TextRules, known_names, masked
 from gateway.phi_streams import leftovers, of_png, texts_in, words_in
 
 _PREAMBLE_BYTES = 128
@@ -141,6 +141,11 @@ def _name(part: str, rules: TextRules) -> Iterator[tuple[str, str]]:
             yield "UID", uid
             return
     if PUBLIC_UID.search(stem):
+        return
+    if HASH.fullmatch(stem) and not stem.isdecimal():  # letters of a hash are a name by chance
+        given = rules.given(stem)
+        if given is not None:
+            yield "given name", given
         return
     spaced = re.sub(r"[_\-^,;+~()\[\]]+", " ", stem)
     found = rules.certain(stem) or rules.certain(spaced)

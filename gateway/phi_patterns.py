@@ -141,6 +141,11 @@ class TextRules:
 
     def likely(self, text: str, *, clean: bool = False) -> tuple[str, str] | None:
         """Kind and place of what a text that was cleaned should not have either."""
+        given = self.given(text)
+        if given is not None:
+            return "given name", given
+        # Digits of a hash are a telephone number by chance; sixteen digits alone may be a number all the same.
+        text = HASH.sub(lambda found: found.group() if found.group().isdecimal() else " ", text)
         nhs = NHS.search(text)
         if nhs and is_nhs_number(nhs.group()):
             return "NHS number", nhs.group()

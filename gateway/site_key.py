@@ -11,7 +11,7 @@ from pathlib import Path
 
 from sqlalchemy import insert, select
 
-from gateway.deidentification.keys import KeyedHash, load_or_create_key
+from gateway.deidentification.keys import fingerprint_of, load_or_create_key
 from gateway.errors import DeidentificationError
 from gateway.key_sources import KeySource
 from gateway.settings import DeidentificationSettings
@@ -20,11 +20,6 @@ from gateway.store.schema import instance, site_key
 
 FILE_NAME = "secret.key"
 _PURPOSE = "site"
-
-
-def fingerprint_of(key: bytes) -> str:
-    """64 hexadecimal digits that tell keys apart, and from which the key cannot be told."""
-    return KeyedHash(key, "fingerprint").hexadecimal("", 64)
 
 
 def load_site_key(settings: DeidentificationSettings, data_dir: Path) -> bytes:

@@ -82,8 +82,16 @@ class Inspection:
     series_instance_uid: str
 
 
-def inspect(path: Path, *, offset: int, transfer_syntax_uid: str, limits: Limits | None = None) -> Inspection:
+def inspect(
+    path: Path, *, offset: int, transfer_syntax_uid: str, limits: Limits | None = None, complete: bool = True
+) -> Inspection:
     """Walk the data set that starts at `offset` in the file and say whose it is.
+
+    Parameters
+    ----------
+    complete
+        Whether it has to hold the content that its SOP class cannot do without, and to say its study and series. A
+        receiver that promises to keep an object asks for that; who only reads one need not.
 
     Raises
     ------
@@ -100,12 +108,12 @@ def inspect(path: Path, *, offset: int, transfer_syntax_uid: str, limits: Limits
     with path.open("rb", buffering=0) as stream:
         if encoding.deflated:
             with _inflated(stream, offset, path, limits) as inflated:
-                return _inspect_stream(inflated, 0, encoding, transfer_syntax_uid, limits)
-        return _inspect_stream(stream, offset, encoding, transfer_syntax_uid, limits)
+                return _inspect_stream(inflated, 0, encoding, transfer_syntax_uid, limits, complete)
+        return _inspect_stream(stream, offset, encoding, transfer_syntax_uid, limits, complete)
 
 
 def _inspect_stream(
-    stream: IO[bytes], offset: int, encoding: Encoding, transfer_syntax_uid: str, limits: Limits
+    stream: IO[bytes], offset: int, encoding: Encoding, transfer_syntax_uid: str, limits: Limits, complete: bool
 ) -> Inspection:
     try:
         buffer = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
@@ -119,18 +127,22 @@ def _inspect_stream(
         header=header_of(walk.kept, encoding),
         sop_class_uid=sop_class_uid,
         sop_instance_uid=_uid(walk, 0x00080018, "SOP Instance UID"),
-        study_instance_uid=_uid(walk, 0x0020000D, "Study Instance UID"),
-        series_instance_uid=_uid(walk, 0x0020000E, "Series Instance UID"),
+        study_instance_uid=_uid(walk, 0x0020000D, "Study Instance UID", needed=complete),
+        series_instance_uid=_uid(walk, 0x0020000E, "Series Instance UID", needed=complete),
     )
-    _require_content(walk, sop_class_uid, transfer_syntax_uid)
+    if complete:
+        _require_content(walk, sop_class_uid, transfer_syntax_uid)
     if transfer_syntax_uid in _NATIVE:
         _require_pixels(walk)
     return inspection
 
 
-def _uid(walk: Walk, tag: int, name: str) -> str:
+def _uid(walk: Walk, tag: int, name: str, *, needed: bool = True) -> str:
+    """The UID; the empty text where it is neither there nor `needed`."""
     kept = walk.kept.get(tag)
     if kept is None or not kept[1]:
+        if not needed:
+            return ""
         raise NotUnderstoodError(f"the data set has no {name}")
     text = kept[1].decode("ascii", "replace").rstrip("\0 ")
     if UID_PATTERN.match(text) is None:

@@ -164,7 +164,7 @@ class Vault:
         """
         plain = encode_identity(instance_key, source)
         for attempt in range(_ATTEMPTS):
-            known = self._known(study_key)
+            known = self.known(study_key)
             if known is not None and known.pseudonym == pseudonym and identity_of(known.header) == identity_of(source):
                 return
             try:
@@ -191,16 +191,11 @@ class Vault:
         else:
             connection.execute(update(vault_study).where(vault_study.c.study_key == study_key).values(values))
 
-    def _known(self, study_key: str) -> SealedIdentity | None:
+    def known(self, study_key: str) -> SealedIdentity | None:
+        """As :meth:`recall`; ``None`` of a study that was never sealed."""
         with self._reading() as connection:
             row = connection.execute(_STUDY, {"key": study_key}).first()
             return None if row is None else self._opened(connection, row)
-
-    def holds(self, study_key: str) -> bool:
-        """Whether the study was ever sealed, its patient removed since or not. Raises :class:`VaultError`."""
-        with self._reading() as connection:
-            known = select(vault_study.c.study_key).where(vault_study.c.study_key == study_key)
-            return connection.execute(known).first() is not None
 
     def recall(self, study_key: str) -> SealedIdentity:
         """The identity of a study.
@@ -212,11 +207,10 @@ class Vault:
         VaultError
             The vault cannot be reached.
         """
-        with self._reading() as connection:
-            row = connection.execute(_STUDY, {"key": study_key}).first()
-            if row is None:
-                raise IdentityError(f"the vault holds no identity for study {study_key}")
-            return self._opened(connection, row)
+        found = self.known(study_key)
+        if found is None:
+            raise IdentityError(f"the vault holds no identity for study {study_key}")
+        return found
 
     def _opened(self, connection: Connection, row: Any) -> SealedIdentity:
         if not row.sealed:
@@ -442,8 +436,12 @@ def _has_rows(url: str, data_dir: Path) -> bool:
 
 
 def _make_private(path: Path) -> None:
-    """An empty file that no other user may read, before anything is in it."""
-    os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+    """The file, made where there is none, that no other user may read; its journal takes the mode over."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        os.fchmod(descriptor, 0o600)  # also one that came back from a backup
+    finally:
+        os.close(descriptor)
 
 
 def _prepare_sqlite(engine: Engine) -> None:

@@ -26,6 +26,10 @@ class OutputNames:
         """32 hexadecimal digits."""
         return self._instances.hexadecimal(sop_instance_uid, 32).lower()
 
+    def again(self, sop_instance_uid: str, source_sha256: str) -> str:
+        """32 hexadecimal digits for a file whose SOP Instance UID another file with other content has already."""
+        return self._instances.hexadecimal(f"{sop_instance_uid} {source_sha256}", 32).lower()
+
     def source(self, path: str) -> str:
         """16 hexadecimal digits that stand for a path below IN: the crosswalk says for which."""
         return self._sources.hexadecimal(path, 16).lower()

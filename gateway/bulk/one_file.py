@@ -148,6 +148,9 @@ class FileWork:
                 inspection = self._inspect(source)
                 instance = self._names.instance(inspection.sop_instance_uid)
                 answer = claim(row["source_sha256"], instance)
+            if answer.get("go") and answer.get("reason"):
+                row["reason"] = str(answer["reason"])
+                instance = self._names.again(inspection.sop_instance_uid, row["source_sha256"])
             if not answer.get("go"):
                 row.update({name: answer[name] for name in ("state", "reason", "output") if name in answer})
                 return
@@ -169,12 +172,12 @@ class FileWork:
         encoding = encoding_of(head.transfer_syntax_uid)
         path = Path(f"/proc/self/fd/{source.fileno()}")
         if encoding is None or not encoding.deflated:
-            return inspect(path, offset=offset, transfer_syntax_uid=head.transfer_syntax_uid)
+            return inspect(path, offset=offset, transfer_syntax_uid=head.transfer_syntax_uid, complete=False)
         # What is inflated lies beside the path meanwhile, which must not be in the input.
         link = Path(self._scratch.name) / "source"
         link.unlink(missing_ok=True)
         link.symlink_to(path)
-        return inspect(link, offset=offset, transfer_syntax_uid=head.transfer_syntax_uid)
+        return inspect(link, offset=offset, transfer_syntax_uid=head.transfer_syntax_uid, complete=False)
 
     def _deidentify(
         self, source: IO[bytes], inspection: Inspection, row: dict[str, Any]

@@ -63,7 +63,7 @@ class Summary:
     reasons: dict[str, int] = field(default_factory=dict)
     """How many files each reason met; numbers in it are written N."""
     pixel_boxes: int = 0
-    """Places in pixels that were blanked."""
+    """Places with text that were found in pictures; all of them are blanked."""
     stopped: str = ""
     """Why the run ended before its files did; empty: it did not."""
 

@@ -51,9 +51,9 @@ _LEAST_CORE_PIXELS, _MOST_CORE_PIXELS = 3, 80
 """Across a core, at the scale looked at: what is thicker is no line of text; larger letters show at a smaller scale."""
 _MOST_CORE_FRACTION = 0.2
 """Of the shorter side of the picture, likewise: a line is about 2.5 times as high as its core."""
-_MOST_SINGLE_PIXELS, _LEAST_ASPECT = 24, 1.5
-"""A core as thick as this and not longer than that many times its thickness: one large letter, which names nobody, or a
-round thing, such as the optic disc."""
+_LEAST_ASPECTS = ((32, 4.0), (24, 1.5))
+"""A core thicker than so many pixels is at least so many times as long: large round things are no text (the optic
+disc), and one large letter names nobody."""
 _LEAST_LENGTH = 10
 """Pixels of the picture: what is shorter names nobody, and is mostly a mark of a scale."""
 _GROWTH_RATIO = 1.8
@@ -93,7 +93,7 @@ class NetworkTextFinder:
     threads
         Of ONNX Runtime.
     thorough
-        Look at small pictures in double size too: five times the time, for faint letters of 5 or 6 pixels.
+        Look at small pictures in double size too: nine times the time, for some more faint letters.
 
     Raises
     ------
@@ -245,8 +245,8 @@ def _boxes(likelihood: npt.NDArray[np.float32], *, most_pixels: float) -> Iterat
         if confidence < _LEAST_CONFIDENCE or min(core.shape) < _LEAST_CORE_PIXELS:
             continue
         length, thickness = _extent(core)
-        single = thickness > _MOST_SINGLE_PIXELS and length < _LEAST_ASPECT * thickness
-        if thickness > most_pixels or single:
+        aspect = next((aspect for pixels, aspect in _LEAST_ASPECTS if thickness > pixels), 0.0)
+        if thickness > most_pixels or length < aspect * thickness:
             continue
         offset = int(core.sum()) * _GROWTH_RATIO / (2 * (length + thickness))
         rows, columns = place

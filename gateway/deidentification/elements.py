@@ -22,7 +22,7 @@ UNREADABLE = (
 )
 """What pydicom raises for a value that is not what it says it is."""
 
-UNDEFINED_LENGTH = 0xFFFFFFFF
+_TEXT_VRS = frozenset(["CS", "LO", "LT", "PN", "SH", "ST", "UC", "UT"])
 _ITEM = b"\xfe\xff\x00\xe0"
 
 
@@ -104,8 +104,15 @@ def decoded_text_of(source: Dataset, tag: int) -> str:
     element = source.get_item(tag, keep_deferred=True)
     if not isinstance(element, DataElement | RawDataElement) or is_empty(element):
         return ""
+    if isinstance(element, RawDataElement) and element.VR in _TEXT_VRS and _is_plain(element.value):
+        return "\\".join(texts(element))
     readable = decoded(source, element)
     return "\\".join(texts(element if readable is None else readable))
+
+
+def _is_plain(value: bytes | None) -> bool:
+    """Whether the bytes are the same text in every character set."""
+    return value is not None and value.isascii() and b"\x1b" not in value
 
 
 def number_of(source: Dataset, tag: int, default: int) -> int:

@@ -105,3 +105,8 @@ class KeyedHash:
         number = number & ~(0xF << 76) | 0x8 << 76
         number = number & ~(0x3 << 62) | 0x2 << 62
         return f"2.25.{number}"
+
+
+def fingerprint_of(key: bytes) -> str:
+    """64 hexadecimal digits that tell keys apart, and from which the key cannot be told."""
+    return KeyedHash(key, "fingerprint").hexadecimal("", 64)

@@ -390,7 +390,7 @@ def test_another_key_or_profile_needs_another_folder(
 # --- duplicates and files in the way ----------------------------------------------------------------------------------
 
 
-def test_one_instance_comes_out_once(deidentify: Command, tmp_path: Path) -> None:
+def test_the_same_bytes_come_out_once_and_other_bytes_of_one_instance_too(deidentify: Command, tmp_path: Path) -> None:
     source, output = many_ct(tmp_path / "in", 1), tmp_path / "out"
     (source / "copy.dcm").write_bytes((source / "0.dcm").read_bytes())
     status, summary = deidentify(source, output, processes=2)
@@ -403,9 +403,22 @@ def test_one_instance_comes_out_once(deidentify: Command, tmp_path: Path) -> Non
     other.PatientID = "OTHER"  # would lie in another folder
     other.save_as(source / "other.dcm")
     status, summary = deidentify(source, output, processes=2)
-    assert (status, summary["skipped"], summary["refused"]) == (1, 2, 1)
-    assert "same SOP Instance UID" in rows_of(output, "refused")[0]["reason"]
-    assert len(outputs_in(output)) == 1
+    assert (status, summary["skipped"], summary["done"]) == (0, 2, 1)
+    assert "same SOP Instance UID" in rows_of(output, "done")[-1]["reason"]
+    assert len(outputs_in(output)) == 2
+    assert len({str(pydicom.dcmread(output / path).SOPInstanceUID) for path in outputs_in(output)}) == 1
+    status, summary = deidentify(source, output, processes=2)
+    assert (status, summary["skipped"], summary["done"]) == (0, 3, 0)
+
+
+def test_a_header_without_its_pixels_or_its_study_is_deidentified(deidentify: Command, tmp_path: Path) -> None:
+    source, output = many_ct(tmp_path / "in", 1), tmp_path / "out"
+    header = pydicom.dcmread(source / "0.dcm")
+    del header.PixelData, header.StudyInstanceUID, header.SeriesInstanceUID
+    header.save_as(source / "0.dcm")
+    assert deidentify(source, output)[0] == 0
+    (path,) = outputs_in(output)
+    assert pydicom.dcmread(output / path).PatientIdentityRemoved == "YES"
 
 
 def test_a_file_in_the_way_is_never_overwritten(deidentify: Command, tmp_path: Path) -> None:
@@ -430,6 +443,27 @@ def test_nothing_is_written_through_a_link_in_the_output(deidentify: Command, tm
     status, summary = deidentify(source, output)
     assert (status, summary["refused"]) == (1, 1)
     assert list(elsewhere.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["manifest.jsonl", ".unfinished"])
+def test_records_and_unfinished_files_do_not_go_through_links(deidentify: Command, tmp_path: Path, name: str) -> None:
+    source, output, elsewhere = many_ct(tmp_path / "in", 1), tmp_path / "out", tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "mine").write_text("mine")
+    output.mkdir()
+    (output / name).symlink_to(elsewhere / "mine" if name.endswith("jsonl") else elsewhere)
+    assert deidentify(source, output)[0] == 2
+    assert [each.read_text() for each in elsewhere.iterdir()] == ["mine"]
+
+
+def test_names_of_any_bytes_are_read_and_told(deidentify: Command, tmp_path: Path) -> None:
+    source, output, crosswalk = many_ct(tmp_path / "in", 1), tmp_path / "out", tmp_path / "crosswalk.jsonl"
+    (source / "0.dcm").rename(source / os.fsdecode(b"M\xfcller\n.dcm"))
+    status, _ = deidentify(source, output, "--crosswalk", str(crosswalk))
+    assert status == 0
+    told = json.loads(crosswalk.read_text().splitlines()[1])
+    assert os.fsencode(told["path"]) == b"M\xfcller\n.dcm"
+    assert told["output"] in outputs_in(output)
 
 
 # --- what is hostile or broken ----------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import os
+import random
 import shutil
 import subprocess
 import sys
@@ -28,7 +29,7 @@ from pydicom.uid import JPEGBaseline8Bit, OphthalmicPhotography8BitImageStorage
 
 from gateway.deidentify import Deidentifier
 from gateway.errors import DeidentificationError
-from gateway.phi_audit import Suspicion, audit_folder
+from gateway.phi_audit import Suspicion, _name, audit_folder
 from gateway.phi_elements import (
     CODED_TEXTS,
     OF_DEVICES,
@@ -37,6 +38,7 @@ from gateway.phi_elements import (
     TECHNICAL_TEXTS,
     UNREADABLE,
 )
+from gateway.phi_patterns import TextRules
 
 KEY = hashlib.sha512(b"a key for these tests").digest()
 NAME = "KOWALCZYK"
@@ -522,3 +524,13 @@ def test_the_audit_imports_nothing_of_the_engine() -> None:
 def test_keywords_of_the_audit_are_those_of_the_dictionary() -> None:
     for keyword in OF_DEVICES | TECHNICAL_TEXTS | OF_INSTITUTIONS | OF_PATIENTS | CODED_TEXTS:
         assert tag_for_keyword(keyword) is not None, keyword
+
+
+def test_names_made_of_hashes_say_nothing_by_chance() -> None:
+    digits = random.Random(20)
+    rules = TextRules()
+    for _ in range(5000):
+        folder, name = f"{digits.getrandbits(64):016x}", f"{digits.getrandbits(128):032x}"
+        assert rules.likely(f"{folder}/{folder[::-1]}/{name}.dcm") is None
+        assert list(_name(f"{name}.dcm", rules)) == []
+    assert rules.likely("9434765919") == ("NHS number", "9434765919")

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 from running import running_gateway
 
+from gateway.deidentification.keys import fingerprint_of
 from gateway.errors import DeidentificationError
 from gateway.settings import DeidentificationSettings, load_settings
-from gateway.site_key import FILE_NAME, fingerprint_of, load_site_key, prepare_site_key
+from gateway.site_key import FILE_NAME, load_site_key, prepare_site_key
 from gateway.store import Store, open_store
 
 NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)

@@ -422,7 +422,7 @@ def large_radiograph(path: Path, *, seed: int = 5) -> None:
     dataset = FAMILIES["DX"][0](seed)
     dataset.Rows = dataset.Columns = 2048
     dataset["PixelData"] = DataElement(0x7FE00010, "OW", scene(2048, 2048, 12, seed).astype("<u2").tobytes())
-    plant_attributes(dataset, planter, frozenset())
+    plant_attributes(dataset, planter, _ONLY_IN_SC)
     _who(dataset, planter, patient, patient.studies[0])
     dataset.SOPInstanceUID, dataset.SeriesInstanceUID = planter.new_uid(), planter.new_uid()
     _private(dataset, planter)

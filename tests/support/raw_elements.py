@@ -1,4 +1,4 @@
-"""Encodes elements by hand, so that values a library would refuse to write can be planted. Knows nothing of the gateway."""
+"""Encodes elements by hand, so that values a library would refuse to write can be planted; nothing of the gateway."""
 
 from __future__ import annotations
 
