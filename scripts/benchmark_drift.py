@@ -490,8 +490,8 @@ def table(results: dict[str, Any]) -> str:
             if alarms:
                 low, high = alarms["interval_95"]
                 lines.append(
-                    f"False alarms of a device: {alarms['signals']} in {alarms['studies']} studies, {alarms['per_10000']}"
-                    f" in 10,000 (95 %: {low} to {high}; stated {RATE * 10_000:.2f})"
+                    f"False alarms of a device: {alarms['signals']} in {alarms['studies']} studies,"
+                    f" {alarms['per_10000']} in 10,000 (95 %: {low} to {high}; stated {RATE * 10_000:.2f})"
                 )
             lines.append("")
             lines.append("| change | charts, median | p90 | missed | raw MMD, median | p90 | missed |")
