@@ -6,7 +6,8 @@
     ├── ReferenceFileError   reference.npz is missing, incomplete or does not fit itself          (fail)
     ├── WindowError          the window cannot be held against this reference: shape, not finite  (reject)
     ├── BackendError         the backend asked for is unknown, not installed, or broke            (fail)
-    └── AlarmError           an alarm was asked to take a step that its state does not allow      (reject)
+    ├── AlarmError           an alarm was asked to take a step that its state does not allow      (reject)
+    └── ChartStateError      the stored state of a chart is unreadable, or of another reference   (fail)
 
 A monitor that fails is shown as *not judged*, which differs from *no drift*.
 """
@@ -30,3 +31,11 @@ class BackendError(DriftError):
 
 class AlarmError(DriftError):
     """A change of an alarm that its state, or the result at hand, does not allow."""
+
+
+class ChartStateError(DriftError):
+    """The stored state of a chart cannot be read, or belongs to another reference."""
+
+
+class CalibrationError(DriftError):
+    """The heights of the charts are not known: their simulation was stopped, was too short, or cannot be kept."""

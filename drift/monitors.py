@@ -36,6 +36,11 @@ class DriftKind(StrEnum):
     EMBEDDING = "embedding"
     EXPLANATION = "explanation"
     STATISTICS = "acquisition statistics"
+    CHARTS = "embedding charts"
+    """Sequential, study by study; the other three are tests on a window."""
+
+
+WINDOW_KINDS = (DriftKind.EMBEDDING, DriftKind.EXPLANATION, DriftKind.STATISTICS)
 
 
 class DriftState(StrEnum):
@@ -102,13 +107,14 @@ class DriftResult:
     n: int
     """Studies in the window."""
     statistic: float | None
-    """Unbiased MMD squared, or the largest Kolmogorov-Smirnov distance. ``None`` where not judged, as the next two."""
+    """Unbiased MMD squared, the largest Kolmogorov-Smirnov distance, or the highest chart's level over its height.
+    ``None`` where not judged, as the next two."""
     p_value: float | None
-    """In (0, 1]; of one look, not of a stream of looks."""
+    """In (0, 1]; of one look, not of a stream of looks. Of charts: the rate of false alarms a study at that height."""
     effect: float | None
     """How far the mean moved, in standard deviations of the reference: see ``docs/monitoring.md``."""
     statistic_in_null_sd: float | None
-    """`statistic` over its standard deviation if nothing had changed; ``None`` for summaries."""
+    """`statistic` over its standard deviation if nothing had changed; ``None`` for summaries and charts."""
     threshold_p: float
     state: DriftState
     reason: str

@@ -177,8 +177,7 @@ def fit_whitening(embeddings: NDArray[Any], *, components: int | None = None) ->
     rows = np.asarray(embeddings, dtype=np.float64)
     if len(rows) < LEAST_REFERENCE:
         raise ReferenceFileError(f"{len(rows)} embeddings, at least {LEAST_REFERENCE} are needed")
-    order = np.random.default_rng(_SPLIT_SEED).permutation(len(rows))
-    first, second = rows[np.sort(order[: len(rows) // 2])], rows[np.sort(order[len(rows) // 2 :])]
+    first, second = _halves(rows)
     centre = first.mean(axis=0)
     _, singular, axes = np.linalg.svd(first - centre, full_matrices=False)
     rank = int((singular > singular[0] * 1e-5).sum()) if singular[0] > 0 else 0
@@ -197,6 +196,16 @@ def fit_whitening(embeddings: NDArray[Any], *, components: int | None = None) ->
         scale=np.sqrt(variance + RIDGE_FRACTION * variance.max()),
     )
     return whitening, whitening.apply(second)
+
+
+def second_half(rows: Array) -> Array:
+    """The rows that :func:`fit_whitening` does not fit the rotation on."""
+    return _halves(rows)[1]
+
+
+def _halves(rows: Array) -> tuple[Array, Array]:
+    order = np.random.default_rng(_SPLIT_SEED).permutation(len(rows))
+    return rows[np.sort(order[: len(rows) // 2])], rows[np.sort(order[len(rows) // 2 :])]
 
 
 def whiten_reference(reference: Reference, *, components: int | None = None) -> WhitenedReference:

@@ -12,7 +12,7 @@ import os
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -24,6 +24,7 @@ from drift.errors import DriftError
 from drift.mmd import MmdTest, make_mmd_test
 from drift.monitors import (
     ALL_DEVICES,
+    WINDOW_KINDS,
     DriftKind,
     DriftResult,
     Subject,
@@ -35,12 +36,15 @@ from drift.monitors import (
 from drift.reference import Reference, load_reference, whiten_reference
 from gateway.catalogue import embedded_registry_uri
 from gateway.errors import StoreError
+from gateway.sequential import ChartWatch
 from gateway.settings import Settings
 from gateway.store import Store, open_store
 from gateway.store.monitoring import (
     JudgedRow,
     add_drift_result,
     alarm_of,
+    alarm_subject,
+    alarm_values,
     change_alarm,
     highest_prediction_id,
     judged_scopes,
@@ -49,6 +53,7 @@ from gateway.store.monitoring import (
     open_alarm,
     raise_alarm,
     report_process,
+    result_values,
     rows_after,
 )
 from gateway.store.predictions import AliasedVersion, aliased_versions, write_aliases
@@ -72,6 +77,7 @@ def run(settings: Settings, data_dir: Path, stop: threading.Event) -> None:
         report(store, {"backend": choose_backend(settings)})
         registry = RegistryFollower(settings, data_dir, store)
         watch: Watch | None = None
+        charts = ChartWatch(settings, store, data_dir / "charts")
         waited_s = settings.monitor.interval_s
         while not stop.is_set():
             try:
@@ -84,6 +90,7 @@ def run(settings: Settings, data_dir: Path, stop: threading.Event) -> None:
                 if waited_s >= settings.monitor.interval_s:
                     waited_s = 0.0
                     watch.look(stop)
+                    charts.look(stop)
             except (StoreError, ModelError) as error:
                 logger.error("%s", error)
             stop.wait(REGISTRY_INTERVAL_S)
@@ -229,6 +236,8 @@ class Watch:
                 scope.add(row, self._rule.size)
             scope.seen = studies
         for result in latest_drift(self._store):
+            if result["kind"] not in WINDOW_KINDS:
+                continue
             scope = self._scope(result["model_name"], result["model_version"], result["scope"])
             scope.tested_at[DriftKind(result["kind"])] = result["seen"]
             scope.seen = max(scope.seen, result["seen"])  # older studies' records may have expired
@@ -259,7 +268,7 @@ class Watch:
 
     def _test(self, scope: Scope) -> None:
         judge = self._judge(scope.subject)
-        for kind in DriftKind:
+        for kind in WINDOW_KINDS:
             if not self._rule.is_due(seen=scope.seen, seen_at_last_test=scope.tested_at.get(kind)):
                 continue
             try:
@@ -318,27 +327,9 @@ class Watch:
         return self._judges[key]
 
     def _keep(self, result: DriftResult, scope: Scope) -> None:
-        add_drift_result(
-            self._store,
-            {
-                "model_name": result.model_name,
-                "model_version": result.model_version,
-                "scope": result.scope,
-                "kind": result.kind,
-                "state": result.state,
-                "reason": result.reason,
-                "n": result.n,
-                "statistic": result.statistic,
-                "p_value": result.p_value,
-                "effect": result.effect,
-                "threshold_p": result.threshold_p,
-                "backend": result.backend,
-                "seen": scope.seen,
-                "drivers": [asdict(driver) for driver in result.drivers],
-                "computed_at": result.computed_at,
-            },
-        )
-        self._alarm(result)
+        add_drift_result(self._store, result_values(result, seen=scope.seen))
+        if result.kind is not DriftKind.EMBEDDING:  # of embeddings, the charts raise alarms
+            self._alarm(result)
 
     def _alarm(self, result: DriftResult) -> None:
         row = open_alarm(
@@ -352,26 +343,8 @@ class Watch:
         if change is None:
             return
         alarm = change.alarm
-        values = {
-            "message": alarm.reason,
-            "count": alarm.count,
-            "p_value": alarm.p_value,
-            "effect": alarm.effect,
-            "largest_effect": alarm.largest_effect,
-            "last_seen_at": alarm.last_seen,
-        }
         if row is not None:
-            change_alarm(self._store, row["alarm_key"], values)
+            change_alarm(self._store, row["alarm_key"], alarm_values(alarm))
             return
-        key = raise_alarm(
-            self._store,
-            {
-                **values,
-                "model_name": alarm.model_name,
-                "model_version": alarm.model_version,
-                "scope": alarm.scope,
-                "kind": alarm.kind,
-                "first_seen_at": alarm.first_seen,
-            },
-        )
+        key = raise_alarm(self._store, alarm_subject(alarm) | alarm_values(alarm))
         logger.warning("alarm %s: %s on %s: %s", key, alarm.model_name, alarm.scope, alarm.reason)

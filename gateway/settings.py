@@ -310,6 +310,7 @@ class MonitorSettings(_Section):
     window: int = Field(ge=10)
     least: int = Field(ge=10)
     p_value: float = Field(gt=0, lt=1)
+    studies_between_false_alarms: int = Field(ge=500, le=50_000)
 
     @model_validator(mode="after")
     def _least_fits_window(self) -> MonitorSettings:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any
 
@@ -13,7 +13,7 @@ import numpy.typing as npt
 from sqlalchemy import delete, func, insert, select, update
 
 from drift.alarms import Alarm, AlarmState
-from drift.monitors import DriftKind
+from drift.monitors import DriftKind, DriftResult
 from gateway.errors import StoreError
 from gateway.store.engine import Store
 from gateway.store.intake import new_key
@@ -33,9 +33,10 @@ class JudgedRow:
     """[D]."""
     explanation: Mapping[str, Any] | None
     statistics: Mapping[str, float]
+    judged_at: datetime
 
 
-_JUDGED_COLUMNS = (
+JUDGED_COLUMNS = (
     prediction.c.prediction_id,
     prediction.c.study_key,
     prediction.c.model_name,
@@ -45,6 +46,7 @@ _JUDGED_COLUMNS = (
     prediction.c.explanation,
     prediction.c.statistics,
     prediction.c.ungradable_reasons,
+    prediction.c.judged_at,
 )
 
 
@@ -61,7 +63,7 @@ def last_rows(
 ) -> tuple[JudgedRow, ...]:
     """The last `limit` gradable predictions of a model version, of one device or of all, oldest first."""
     query = (
-        select(*_JUDGED_COLUMNS)
+        select(*JUDGED_COLUMNS)
         .where(prediction.c.model_name == model_name, prediction.c.model_version == model_version)
         .order_by(prediction.c.prediction_id.desc())
         .limit(limit)
@@ -69,23 +71,24 @@ def last_rows(
     if device_key is not None:
         query = query.where(prediction.c.device_key == device_key)
     with store.read() as connection:
-        return _gradable(connection.execute(query))[::-1]
+        return gradable(connection.execute(query))[::-1]
 
 
 def rows_after(store: Store, prediction_id: int, *, limit: int) -> tuple[tuple[JudgedRow, ...], int]:
     """The gradable predictions that came after one, oldest first, and the id up to which this has looked."""
     query = (
-        select(*_JUDGED_COLUMNS)
+        select(*JUDGED_COLUMNS)
         .where(prediction.c.prediction_id > prediction_id)
         .order_by(prediction.c.prediction_id)
         .limit(limit)
     )
     with store.read() as connection:
         rows = connection.execute(query).all()
-    return _gradable(rows), rows[-1].prediction_id if rows else prediction_id
+    return gradable(rows), rows[-1].prediction_id if rows else prediction_id
 
 
-def _gradable(rows: Iterable[Any]) -> tuple[JudgedRow, ...]:
+def gradable(rows: Iterable[Any]) -> tuple[JudgedRow, ...]:
+    """Rows of `JUDGED_COLUMNS` as values, without those that were not gradable."""
     return tuple(
         JudgedRow(
             prediction_id=row.prediction_id,
@@ -96,6 +99,7 @@ def _gradable(rows: Iterable[Any]) -> tuple[JudgedRow, ...]:
             embedding=np.frombuffer(row.embedding, dtype="<f4"),
             explanation=row.explanation,
             statistics=row.statistics,
+            judged_at=row.judged_at,
         )
         for row in rows
         if not row.ungradable_reasons
@@ -167,6 +171,50 @@ def open_alarm(store: Store, *, model_name: str, model_version: int, scope: str,
             .order_by(alarm.c.first_seen_at.desc())
         ).first()
         return None if row is None else dict(row._mapping)
+
+
+def alarm_values(changed: Alarm) -> dict[str, Any]:
+    """The columns that a result changes, of a new alarm or of one that stands."""
+    return {
+        "message": changed.reason,
+        "count": changed.count,
+        "p_value": changed.p_value,
+        "effect": changed.effect,
+        "largest_effect": changed.largest_effect,
+        "last_seen_at": changed.last_seen,
+    }
+
+
+def alarm_subject(raised: Alarm) -> dict[str, Any]:
+    """The columns of a new alarm that never change."""
+    return {
+        "model_name": raised.model_name,
+        "model_version": raised.model_version,
+        "scope": raised.scope,
+        "kind": raised.kind,
+        "first_seen_at": raised.first_seen,
+    }
+
+
+def result_values(made: DriftResult, *, seen: int) -> dict[str, Any]:
+    """The columns of ``drift_result``."""
+    return {
+        "model_name": made.model_name,
+        "model_version": made.model_version,
+        "scope": made.scope,
+        "kind": made.kind,
+        "state": made.state,
+        "reason": made.reason,
+        "n": made.n,
+        "statistic": made.statistic,
+        "p_value": made.p_value,
+        "effect": made.effect,
+        "threshold_p": made.threshold_p,
+        "backend": made.backend,
+        "seen": seen,
+        "drivers": [asdict(driver) for driver in made.drivers],
+        "computed_at": made.computed_at,
+    }
 
 
 def alarm_of(row: Mapping[str, Any]) -> Alarm:

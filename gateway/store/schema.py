@@ -252,6 +252,30 @@ alarm = Table(
 Index("ix_alarm_state", alarm.c.state)
 Index("ix_alarm_model_scope_kind", alarm.c.model_name, alarm.c.model_version, alarm.c.scope, alarm.c.kind)
 
+chart_state = Table(
+    "chart_state",
+    metadata,
+    # Where the sequential charts of a scope stand; written with chart_study, so that no study counts twice or never.
+    Column("model_name", String(64), primary_key=True),
+    Column("model_version", Integer, primary_key=True),
+    Column("scope", String(192), primary_key=True),  # "all" or a device key
+    Column("fingerprint", String(64), nullable=False),  # of the reference
+    Column("studies", Integer, nullable=False),  # ever
+    Column("state", LargeBinary, nullable=False),
+    Column("updated_at", Utc, nullable=False),
+)
+
+chart_study = Table(
+    "chart_study",
+    metadata,
+    # Studies that the charts of a model version have seen: a study that is judged again is not new evidence.
+    Column("study_key", KEY, ForeignKey("study.study_key"), primary_key=True),
+    Column("model_name", String(64), primary_key=True),
+    Column("model_version", Integer, primary_key=True),
+    Column("prediction_id", Integer, nullable=False),
+)
+Index("ix_chart_study_model", chart_study.c.model_name, chart_study.c.model_version, chart_study.c.prediction_id)
+
 model_alias = Table(
     "model_alias",
     metadata,
