@@ -36,7 +36,7 @@ SENT = {
         "limit",
     ),
     "header that lies": (lambda: described(64, 64, jpeg_2000_saying(60000, 60000), JPEG2000Lossless), "60000 rows"),
-    "RLE": (lambda: rle_bomb(16000, 16000), "cannot hold"),
+    "RLE": (lambda: rle_bomb(16000, 16000), "an RLE segment is too short"),
     # Grey, since colour is decoded at a reduced scale, which takes little memory.
     "over the memory": (
         lambda: described(16000, 16000, jpeg_saying(16000, 16000), JPEGBaseline8Bit),
@@ -87,7 +87,8 @@ def test_bombs_are_quarantined_and_a_good_study_is_judged(tmp_path: Path) -> Non
                 gateway.get(f"/api/instances/{key}/frames/0/pixels")
             with caught.value as answer:
                 assert answer.code == 422
-                assert reason in answer.read().decode()
+                # De-identification, which the viewer does without, refuses the RLE stream before the decoder would.
+                assert reason.replace("an RLE segment is too short", "cannot hold") in answer.read().decode()
         later = write(op_dataset(drawn_jpeg(2)), tmp_path / "later.dcm")
         assert storescu([later], gateway.dicom_port).returncode == 0
         wait_until(lambda: sum(each["state"] == "judged" for each in gateway.studies()) == 2, "the study sent after")

@@ -574,7 +574,8 @@ def test_a_folder_that_cannot_be_read_is_one_thing_and_the_rest_goes_on() -> Non
         source = Path(name)
         source.chmod(0o755)
         for folder in ("closed", "open"):
-            (source / folder).mkdir(mode=0o755)
+            (source / folder).mkdir()
+            (source / folder).chmod(0o755)  # whatever the umask
             (source / folder / "file").touch()
         (source / "closed").chmod(0)
         with nobody():

@@ -200,11 +200,10 @@ def test_worklist_columns_come_from_the_header(receivers: Receivers) -> None:
 
 def test_called_ae_title_is_checked_when_asked(make_receivers: Callable[..., Receivers]) -> None:
     receivers = make_receivers(overrides={"dicom.require_called_ae_title": True})
-    entity = AE()
-    entity.add_requested_context(Verification)
-    association = entity.associate("127.0.0.1", receivers.port, ae_title="SOMEBODY")
-    assert association.is_rejected
-    assert association.acceptor.primitive.diagnostic == 0x07  # called AE title not recognised, PS3.8 table 9-21
+    command = [dcmtk("echoscu"), "-v", "-aet", "PYNETDICOM", "-aec", "SOMEBODY", "127.0.0.1", str(receivers.port)]
+    refused = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert refused.returncode != 0
+    assert "Called AE Title Not Recognized" in refused.stdout + refused.stderr  # PS3.8 table 9-21, reason 7
     with peer(receivers.port, sop_class_uid=str(Verification), called_ae_title="GATEWAY") as good:
         assert good.send_c_echo().Status == 0
     wait_until(lambda: "rejected; PYNETDICOM at 127.0.0.1" in receivers.log(), "the log line")
