@@ -163,6 +163,8 @@ class Walk:
     buffer: mmap.mmap | bytes
     encoding: Encoding
     limits: Limits
+    may_be_padded: bool = False
+    """Whether zeros may follow the last element, as some writers leave them."""
     kept: dict[int, _Kept] = field(default_factory=dict)
     """Top-level elements that are no sequences, no pixel data and no longer than 64 KiB."""
     last_tag: int = 0
@@ -238,6 +240,8 @@ class Walk:
                     if length:
                         raise NotUnderstoodError(f"an item delimiter with a length at byte {start}")
                     return position
+                if tag == 0 and depth == 0 and self.may_be_padded and not bytes(buffer[start:end]).strip(b"\0"):
+                    return end
                 if group == _DELIMITER_GROUP or (depth == 0 and group < 8 and group != 4):
                     raise NotUnderstoodError(f"{text_of(tag)} at byte {start} cannot stand in a data set")
             self.elements += 1

@@ -80,6 +80,8 @@ class Inspection:
     sop_instance_uid: str
     study_instance_uid: str
     series_instance_uid: str
+    incomplete: str = ""
+    """What is missing in a data set that need not be complete; empty in one that is."""
 
 
 def inspect(
@@ -90,8 +92,8 @@ def inspect(
     Parameters
     ----------
     complete
-        Whether it has to hold the content that its SOP class cannot do without, and to say its study and series. A
-        receiver that promises to keep an object asks for that; who only reads one need not.
+        Whether it has to hold the content that its SOP class cannot do without, to say its study and series, and to end
+        with its last element. A receiver that promises to keep an object asks for that; who only reads one need not.
 
     Raises
     ------
@@ -120,18 +122,20 @@ def _inspect_stream(
     except ValueError as error:  # an empty file
         raise NotUnderstoodError("the data set is empty") from error
     with buffer:
-        walk = Walk(buffer=buffer, encoding=encoding, limits=limits)
+        walk = Walk(buffer=buffer, encoding=encoding, limits=limits, may_be_padded=not complete)
         walk.whole(offset)
     sop_class_uid = _uid(walk, 0x00080016, "SOP Class UID")
+    missing = _missing_content(walk, sop_class_uid, transfer_syntax_uid)
+    if missing and complete:
+        raise NotUnderstoodError(missing)
     inspection = Inspection(
         header=header_of(walk.kept, encoding),
         sop_class_uid=sop_class_uid,
         sop_instance_uid=_uid(walk, 0x00080018, "SOP Instance UID"),
         study_instance_uid=_uid(walk, 0x0020000D, "Study Instance UID", needed=complete),
         series_instance_uid=_uid(walk, 0x0020000E, "Series Instance UID", needed=complete),
+        incomplete=missing,
     )
-    if complete:
-        _require_content(walk, sop_class_uid, transfer_syntax_uid)
     if transfer_syntax_uid in _NATIVE:
         _require_pixels(walk)
     return inspection
@@ -150,8 +154,8 @@ def _uid(walk: Walk, tag: int, name: str, *, needed: bool = True) -> str:
     return text
 
 
-def _require_content(walk: Walk, sop_class_uid: str, transfer_syntax_uid: str) -> None:
-    """Refuse what ends before the last element that its SOP class cannot do without.
+def _missing_content(walk: Walk, sop_class_uid: str, transfer_syntax_uid: str) -> str:
+    """What is wrong with a data set that ends before the last element that its SOP class cannot do without.
 
     Whatever the class, (0028,0100) *Bits Allocated* says that pixel data follow: it is of the Image Pixel Module.
     """
@@ -159,10 +163,10 @@ def _require_content(walk: Walk, sop_class_uid: str, transfer_syntax_uid: str) -
     if _BITS_ALLOCATED in walk.kept:
         last = max(last, PIXEL_DATA)
     if walk.last_tag >= last:
-        return
+        return ""
     if transfer_syntax_uid in _BY_REFERENCE and last == PIXEL_DATA and _PROVIDER_URL in walk.kept:
-        return
-    raise NotUnderstoodError(f"the data set is truncated: it ends with {text_of(walk.last_tag)}, before its content")
+        return ""
+    return f"the data set is truncated: it ends with {text_of(walk.last_tag)}, before its content"
 
 
 def _require_pixels(walk: Walk) -> None:

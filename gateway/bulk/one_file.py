@@ -154,6 +154,7 @@ class FileWork:
             if not answer.get("go"):
                 row.update({name: answer[name] for name in ("state", "reason", "output") if name in answer})
                 return
+            row["reason"] = "; ".join(filter(None, (row["reason"], inspection.incomplete)))
             source.seek(0)
             copy, changes = self._deidentify(source, inspection, row)
             after = os.fstat(source.fileno())

@@ -28,6 +28,8 @@ _WORD = re.compile(r"[^\W_]+")
 _LEAST_CHARACTERS = 3
 _LEAST_INSIDE_CHARACTERS = 5
 """A word of the patient that is shorter goes as a word of its own, not inside longer words."""
+_LEAST_CLIPPED_CHARACTERS = 6
+"""The beginning of a word of the patient goes too from this length on: fields are short, and cut names."""
 _TEXT_VRS = frozenset(["AE", "CS", "LO", "LT", "SH", "ST", "UC", "UT"])
 
 
@@ -64,4 +66,11 @@ class PatientWords:
     def are_in(self, parts: Iterable[str]) -> bool:
         """Whether any of the texts has one of the words."""
         text = "\\".join(parts).casefold()
-        return not self._words.isdisjoint(_WORD.findall(text)) or any(word in text for word in self._inside)
+        words = _WORD.findall(text)
+        return (
+            not self._words.isdisjoint(words)
+            or any(word in text for word in self._inside)
+            or any(
+                own.startswith(word) for word in words if len(word) >= _LEAST_CLIPPED_CHARACTERS for own in self._words
+            )
+        )

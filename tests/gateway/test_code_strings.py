@@ -6,8 +6,10 @@ import warnings
 
 import pydicom
 import pytest
+from pydicom import Dataset
 from pydicom.data import get_testdata_files
 
+from gateway.deidentification.repeats import PatientWords
 from gateway.deidentification.terms import is_term
 
 # Read in PS3.3 (Defined Terms, Enumerated Values) and in headers of devices, by hand.
@@ -60,3 +62,12 @@ def test_code_strings_of_real_devices_stay() -> None:
         *("ContentLabel", "StudyStatusID", "MappingResource", "ContextIdentifier"),
         *("FileSetID", "FileSetDescriptorFileID", "ReferencedFileID"),  # of directories
     }
+
+
+def test_a_name_that_a_short_field_cut_goes_too() -> None:
+    original = Dataset()
+    original.PatientName = "Wrzesniewski^Balthasar"
+    words = PatientWords(original)
+    assert words.are_in(["HEAD Wrzesniewsk"])
+    assert words.are_in(["wrzesn"])
+    assert not words.are_in(["WRZE 7", "HEAD 32", "MAKER"])

@@ -419,6 +419,16 @@ def test_a_header_without_its_pixels_or_its_study_is_deidentified(deidentify: Co
     assert deidentify(source, output)[0] == 0
     (path,) = outputs_in(output)
     assert pydicom.dcmread(output / path).PatientIdentityRemoved == "YES"
+    assert "before its content" in rows_of(output, "done")[0]["reason"]
+
+
+def test_zeros_behind_the_last_element_are_padding_and_other_bytes_are_not(deidentify: Command, tmp_path: Path) -> None:
+    source, output = many_ct(tmp_path / "in", 2), tmp_path / "out"
+    for name, tail in (("0.dcm", bytes(512)), ("1.dcm", bytes(500) + b"Doe^Jane    ")):
+        with (source / name).open("ab") as file:
+            file.write(tail)
+    status, summary = deidentify(source, output)
+    assert (status, summary["done"], summary["refused"]) == (1, 1, 1)
 
 
 def test_a_file_in_the_way_is_never_overwritten(deidentify: Command, tmp_path: Path) -> None:
