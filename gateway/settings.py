@@ -13,13 +13,14 @@ from collections.abc import Mapping
 from importlib import resources
 from ipaddress import ip_network
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydicom.datadict import tag_for_keyword
 
 from gateway.deidentification.options import DeidentificationProfile, Option, profile_from
 from gateway.errors import SettingsError
+from gateway.key_sources import KeySource
 
 ENVIRONMENT_PREFIX = "GATEWAY_"
 
@@ -213,7 +214,26 @@ class SafePrivateAttribute(_Section):
     element: int
 
 
-class DeidentificationSettings(_Section):
+class _KeyedSection(_Section):
+    """A section with a key, and where that comes from."""
+
+    key_file: str
+    key_environment: str
+    key_command: str
+
+    @model_validator(mode="after")
+    def _one_key(self) -> Self:
+        if sum(map(bool, (self.key_file, self.key_environment, self.key_command))) > 1:
+            raise ValueError("the key comes from one place: set one of key_file, key_environment, key_command")
+        return self
+
+    @property
+    def key_source(self) -> KeySource:
+        """Where the settings say that the key comes from; false where they say nothing."""
+        return KeySource(file=self.key_file, environment=self.key_environment, command=self.key_command)
+
+
+class DeidentificationSettings(_KeyedSection):
     """How objects are de-identified before a model or a monitor sees them, and the key of all pseudonyms."""
 
     options: tuple[Option, ...]
@@ -221,9 +241,6 @@ class DeidentificationSettings(_Section):
     further_sop_classes: tuple[str, ...]
     unknown_attributes: Literal["quarantine", "remove"]
     largest_date_shift_days: int
-    key_file: str
-    key_environment: str
-    key_command: str
 
     @model_validator(mode="after")
     def _fits(self) -> DeidentificationSettings:
@@ -231,8 +248,6 @@ class DeidentificationSettings(_Section):
             raise ValueError(
                 "clean_pixel_data is for copies that leave (gateway deidentify --profile); triage never waits for it"
             )
-        if sum(map(bool, (self.key_file, self.key_environment, self.key_command))) > 1:
-            raise ValueError("the key comes from one place: set one of key_file, key_environment, key_command")
         _ = self.profile
         return self
 
@@ -243,22 +258,13 @@ class DeidentificationSettings(_Section):
         return profile_from(chosen)
 
 
-class VaultSettings(_Section):
+class VaultSettings(_KeyedSection):
     """The way back from pseudonyms, and its key."""
 
     enabled: bool
     url: str
-    key_file: str
-    key_environment: str
-    key_command: str
     former_key_files: tuple[str, ...]
     """Keys that were in use before, until a rotation has ended."""
-
-    @model_validator(mode="after")
-    def _one_key(self) -> VaultSettings:
-        if sum(map(bool, (self.key_file, self.key_environment, self.key_command))) > 1:
-            raise ValueError("the key comes from one place: set one of key_file, key_environment, key_command")
-        return self
 
 
 class StoreSettings(_Section):

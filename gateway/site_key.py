@@ -13,7 +13,6 @@ from sqlalchemy import insert, select
 
 from gateway.deidentification.keys import fingerprint_of, load_or_create_key
 from gateway.errors import DeidentificationError
-from gateway.key_sources import KeySource
 from gateway.settings import DeidentificationSettings
 from gateway.store import Store
 from gateway.store.schema import instance, site_key
@@ -30,8 +29,8 @@ def load_site_key(settings: DeidentificationSettings, data_dir: Path) -> bytes:
     DeidentificationError
         The key is missing where the settings say, or weak, or others may read or write its file.
     """
-    source = _source(settings)
-    return load_or_create_key(data_dir / FILE_NAME) if source is None else source.load()
+    source = settings.key_source
+    return source.load() if source else load_or_create_key(data_dir / FILE_NAME)
 
 
 def prepare_site_key(store: Store, settings: DeidentificationSettings, data_dir: Path, *, now: datetime) -> None:
@@ -48,7 +47,7 @@ def prepare_site_key(store: Store, settings: DeidentificationSettings, data_dir:
         known = connection.execute(select(site_key.c.fingerprint).where(site_key.c.purpose == _PURPOSE)).scalar()
         used = known is not None or connection.execute(select(instance.c.instance_key).limit(1)).first() is not None
     path = data_dir / FILE_NAME
-    if _source(settings) is None and used and not path.exists():
+    if not settings.key_source and used and not path.exists():
         raise DeidentificationError(
             f"{path} is missing, and this store's pseudonyms were made with it: put it back from its backup"
         )
@@ -61,10 +60,3 @@ def prepare_site_key(store: Store, settings: DeidentificationSettings, data_dir:
             f"the site key is another one (fingerprint {fingerprint[:16]}) than the one that this store's pseudonyms "
             f"were made with ({known[:16]}): give back the first, or start on a new data folder and database"
         )
-
-
-def _source(settings: DeidentificationSettings) -> KeySource | None:
-    if not (settings.key_file or settings.key_environment or settings.key_command):
-        return None
-
-    return KeySource(file=settings.key_file, environment=settings.key_environment, command=settings.key_command)

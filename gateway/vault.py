@@ -19,7 +19,6 @@ NIST SP 800-38D (AES-GCM, 96-bit random nonces); RFC 5869 (HKDF); PS3.15 E.1.1 (
 from __future__ import annotations
 
 import os
-import sqlite3
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -31,11 +30,9 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from pydicom import Dataset
 from sqlalchemy import (
     Connection,
-    Engine,
     bindparam,
     create_engine,
     delete,
-    event,
     func,
     insert,
     inspect,
@@ -47,6 +44,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from gateway.errors import IdentityError, VaultError
 from gateway.result_header import identity_of
 from gateway.settings import VaultSettings
+from gateway.store.engine import prepare_sqlite
 from gateway.vault_keys import FILE_NAME, Keyring, is_missing
 from gateway.vault_rows import (
     SCHEMA_VERSION,
@@ -64,7 +62,6 @@ from gateway.vault_rows import (
     vault_study,
 )
 
-BUSY_TIMEOUT_S = 30
 ROWS_A_STEP = 200
 _ATTEMPTS = 2
 
@@ -108,7 +105,7 @@ class Vault:
         except (SQLAlchemyError, ImportError, OSError) as error:
             raise VaultError(f"the vault cannot be opened: {type(error).__name__}") from None
         if self._engine.dialect.name == "sqlite":
-            _prepare_sqlite(self._engine)
+            prepare_sqlite(self._engine, "secure_delete = ON")
 
     def prepare(self) -> None:
         """Make the tables where there are none, and make sure that the key is the one in use. For one process.
@@ -442,18 +439,3 @@ def _make_private(path: Path) -> None:
         os.fchmod(descriptor, 0o600)  # also one that came back from a backup
     finally:
         os.close(descriptor)
-
-
-def _prepare_sqlite(engine: Engine) -> None:
-    @event.listens_for(engine, "connect")
-    def on_connect(connection: sqlite3.Connection, _: Any) -> None:
-        connection.isolation_level = None
-        connection.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_S * 1000}")
-        connection.execute("PRAGMA journal_mode = WAL")
-        connection.execute("PRAGMA synchronous = FULL")
-        connection.execute("PRAGMA secure_delete = ON")
-
-    @event.listens_for(engine, "begin")
-    def on_begin(connection: Connection) -> None:
-        writes = connection.get_execution_options().get("writes", False)
-        connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")

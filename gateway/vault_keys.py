@@ -84,7 +84,7 @@ def derived(key: bytes, purpose: str) -> bytes:
 
 def is_in_data_dir(settings: VaultSettings) -> bool:
     """Whether the settings name no key, so that it lies in the data folder."""
-    return not _source(settings)
+    return not settings.key_source
 
 
 def is_missing(settings: VaultSettings, data_dir: Path) -> bool:
@@ -130,14 +130,10 @@ def remove_former_keys(data_dir: Path) -> int:
     return len(former)
 
 
-def _source(settings: VaultSettings) -> KeySource:
-    return KeySource(file=settings.key_file, environment=settings.key_environment, command=settings.key_command)
-
-
 def _loaded(settings: VaultSettings, data_dir: Path) -> list[bytes]:
     """The key in use, then former ones."""
     former = [KeySource(file=name).load() for name in settings.former_key_files]
-    source = _source(settings)
+    source = settings.key_source
     if source:
         return [source.load(), *former]
     others = [KeySource(file=str(path)).load() for path in former_keys(data_dir)]

@@ -114,7 +114,7 @@ def open_store(url: str, *, data_dir: Path, migrate: bool = False) -> Store:
         )
         turns = None
         if engine.dialect.name == "sqlite":
-            _prepare_sqlite(engine)
+            prepare_sqlite(engine)
             turns = _Turns(data_dir / "gateway.db.turns")
         if migrate:
             upgrade(engine)
@@ -123,7 +123,9 @@ def open_store(url: str, *, data_dir: Path, migrate: bool = False) -> Store:
     return Store(engine, turns)
 
 
-def _prepare_sqlite(engine: Engine) -> None:
+def prepare_sqlite(engine: Engine, *pragmas: str) -> None:
+    """Make every connection durable and its transactions begin as :class:`Store` says; `pragmas` come on top."""
+
     @event.listens_for(engine, "connect")
     def on_connect(connection: sqlite3.Connection, _: Any) -> None:
         # sqlite3 would otherwise begin transactions by its own rules and never before a SELECT.
@@ -133,6 +135,8 @@ def _prepare_sqlite(engine: Engine) -> None:
         # FULL: a committed row is on disk before Success is answered, whatever happens to the power.
         connection.execute("PRAGMA synchronous = FULL")
         connection.execute("PRAGMA foreign_keys = ON")
+        for pragma in pragmas:
+            connection.execute(f"PRAGMA {pragma}")
 
     @event.listens_for(engine, "begin")
     def on_begin(connection: Connection) -> None:

@@ -452,7 +452,7 @@ def test_no_byte_of_a_shredded_patient_is_left_in_the_files(tmp_path: Path) -> N
 
 def test_a_reader_that_stays_is_told_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """SQLite cannot empty its journal under a reader: that is said, and the same again does it."""
-    monkeypatch.setattr("gateway.vault.BUSY_TIMEOUT_S", 0)
+    monkeypatch.setattr("gateway.store.engine.BUSY_TIMEOUT_S", 0)
     prepare_vault(settings(), tmp_path)
     vault = opened(settings(), tmp_path)
     remember(vault, source(tmp_path / "o"))
