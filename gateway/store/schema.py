@@ -155,6 +155,9 @@ prediction = Table(
     Column("statistics", JSON, nullable=False),
     Column("device_key", String(192), nullable=False),
     Column("embedding", LargeBinary, nullable=False),  # float32, little endian
+    Column("role", String(16), nullable=False, default="champion", server_default="champion"),  # champion, canary, shadow
+    Column("inference_ms", Float),  # its share of the batch's forward pass
+    Column("provenance", JSON),  # what else a replay has to know; NULL: judged before it was kept
     Column("judged_at", Utc, nullable=False),
     UniqueConstraint("instance_key", "frame_index", "model_name", "model_version"),
 )
@@ -276,17 +279,165 @@ chart_study = Table(
 )
 Index("ix_chart_study_model", chart_study.c.model_name, chart_study.c.model_version, chart_study.c.prediction_id)
 
-model_alias = Table(
-    "model_alias",
+model_version = Table(
+    "model_version",
     metadata,
-    # What the registry last said. Workers read it here, so that they neither import MLflow nor wait for it.
+    # Every version that this gateway knows, and what may run. Workers read it here, so that they neither import MLflow
+    # nor wait for it; what is decided here, the registry's aliases follow.
     Column("model_name", String(64), primary_key=True),
-    Column("alias", String(32), primary_key=True),
-    Column("version", Integer, nullable=False),
-    Column("folder", Text, nullable=False),
+    Column("version", Integer, primary_key=True),  # the card's
+    Column("state", String(16), nullable=False),  # draft, shadow, canary, champion, retired
+    Column("state_since", Utc, nullable=False),
+    Column("was_champion", Boolean, nullable=False, default=False),
+    Column("traffic", JSON, nullable=False),  # of a canary: fraction, devices, limits; {} otherwise
+    Column("title", Text, nullable=False),
+    Column("demonstration", Boolean, nullable=False),
+    Column("folder", Text, nullable=False),  # of the verified bundle
     Column("model_sha256", String(64), nullable=False),
-    Column("updated_at", Utc, nullable=False),
+    Column("bundle_sha256", String(64), nullable=False),
+    Column("registered_at", Utc, nullable=False),
+    Column("registered_by", String(128), nullable=False),
 )
+Index("ix_model_version_state", model_version.c.state)
+
+model_request = Table(
+    "model_request",
+    metadata,
+    # A proposal to let a version judge for others, and what became of it.
+    Column("request_key", KEY, primary_key=True),
+    Column("model_name", String(64), nullable=False),
+    Column("version", Integer, nullable=False),
+    Column("to_state", String(16), nullable=False),  # canary, champion
+    Column("traffic", JSON, nullable=False),
+    Column("comparison_key", KEY),  # the report that meets the card's acceptance criteria
+    Column("report_sha256", String(64), nullable=False, default=""),
+    Column("reason", Text, nullable=False),
+    Column("proposed_by", String(128), nullable=False),
+    Column("proposed_at", Utc, nullable=False),
+    Column("state", String(16), nullable=False),  # open, carried out, refused, withdrawn, void
+    Column("decided_at", Utc),
+)
+Index("ix_model_request_state", model_request.c.state)
+
+model_record = Table(
+    "model_record",
+    metadata,
+    # Append-only: who did what with which version, and why. Each entry is sealed together with the one before it.
+    Column("record_id", Integer, primary_key=True, autoincrement=True),
+    Column("at", Utc, nullable=False),
+    Column("actor", String(128), nullable=False),
+    Column("action", String(32), nullable=False),
+    Column("model_name", String(64), nullable=False),
+    Column("version", Integer, nullable=False),
+    Column("from_state", String(16), nullable=False, default=""),
+    Column("to_state", String(16), nullable=False, default=""),
+    Column("request_key", KEY),
+    Column("reason", Text, nullable=False, default=""),
+    Column("detail", JSON, nullable=False),
+    Column("seal", String(64), nullable=False),  # HMAC-SHA-256 over this entry and the seal before it
+)
+Index("ix_model_record_model", model_record.c.model_name, model_record.c.version, model_record.c.record_id)
+Index("ix_model_record_request_key", model_record.c.request_key)
+
+model_failure = Table(
+    "model_failure",
+    metadata,
+    # A version that gave no prediction for a study though it should have.
+    Column("failure_id", Integer, primary_key=True, autoincrement=True),
+    Column("study_key", KEY, nullable=False),
+    Column("model_name", String(64), nullable=False),
+    Column("version", Integer, nullable=False),
+    Column("role", String(16), nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("at", Utc, nullable=False),
+)
+Index("ix_model_failure_model", model_failure.c.model_name, model_failure.c.version, model_failure.c.at)
+
+comparison = Table(
+    "comparison",
+    metadata,
+    # Comparisons of two versions, or of one with the truth. The report lies in a folder of the data folder.
+    Column("comparison_key", KEY, primary_key=True),
+    Column("model_name", String(64), nullable=False),
+    Column("version", Integer, nullable=False),  # the one that is asked about
+    Column("baseline_name", String(64), nullable=False, default=""),
+    Column("baseline_version", Integer),  # NULL: compared with the truth alone
+    Column("studies", Text, nullable=False),  # the query or folder
+    Column("case_count", Integer, nullable=False),
+    Column("truth_count", Integer, nullable=False),
+    Column("verdict", String(16), nullable=False),  # met, not met, not judged
+    Column("verdicts", JSON, nullable=False),  # of each criterion
+    Column("bundle_sha256", String(64), nullable=False),  # of the version that is asked about, criteria included
+    Column("baseline_sha256", String(64), nullable=False, default=""),
+    Column("folder", Text, nullable=False),  # relative to the data folder
+    Column("report_sha256", String(64), nullable=False),  # of report.json
+    Column("created_at", Utc, nullable=False),
+    Column("created_by", String(128), nullable=False),
+)
+Index("ix_comparison_model", comparison.c.model_name, comparison.c.version, comparison.c.created_at)
+
+saved_study = Table(
+    "saved_study",
+    metadata,
+    # A de-identified copy of a study for later comparison, outside retention's reach. No PHI.
+    Column("saved_key", KEY, primary_key=True),
+    Column("study_key", KEY, nullable=False, unique=True),  # the study's row may have expired
+    Column("rule", String(128), nullable=False),  # which setting asked for it
+    Column("reason", Text, nullable=False),
+    Column("folder", String(255), nullable=False),  # relative to the data folder
+    Column("instance_count", Integer, nullable=False),
+    Column("size_bytes", BigInteger, nullable=False),
+    Column("received_at", Utc, nullable=False),
+    Column("saved_at", Utc, nullable=False),
+    Column("modality", String(16), nullable=False, default=""),
+    Column("characteristics", JSON, nullable=False),  # age_group, sex, site: coarse, for slices
+    Column("removed_at", Utc),
+)
+Index("ix_saved_study_received_at", saved_study.c.received_at)
+
+saved_image = Table(
+    "saved_image",
+    metadata,
+    # One frame of a saved study as one version judged it.
+    Column("saved_image_id", Integer, primary_key=True, autoincrement=True),
+    Column("saved_key", KEY, ForeignKey("saved_study.saved_key"), nullable=False, index=True),
+    Column("instance_key", KEY, nullable=False),
+    Column("frame_index", Integer, nullable=False),
+    Column("file_name", String(64), nullable=False),  # in the study's folder
+    Column("sha256", String(64), nullable=False),
+    Column("model_name", String(64), nullable=False),
+    Column("model_version", Integer, nullable=False),
+    Column("role", String(16), nullable=False),
+    Column("device_key", String(192), nullable=False),
+    Column("laterality", String(16), nullable=False, default=""),
+    Column("prediction", JSON, nullable=False),  # findings, probabilities, ungradable_reasons, parameters, statistics
+    Column("judged_at", Utc, nullable=False),
+    UniqueConstraint("instance_key", "frame_index", "model_name", "model_version"),
+)
+Index("ix_saved_image_model", saved_image.c.model_name, saved_image.c.model_version, saved_image.c.device_key)
+
+truth = Table(
+    "truth",
+    metadata,
+    # What readers said, later: the reference standard that scores are held against. Never changed; a new word of the
+    # same reader supersedes the former.
+    Column("truth_id", Integer, primary_key=True, autoincrement=True),
+    Column("study_key", KEY, nullable=False, index=True),
+    Column("instance_key", String(32), nullable=False, default=""),  # empty: of the whole study
+    Column("laterality", String(1), nullable=False, default=""),  # R, L; empty: both, or not known
+    Column("model_name", String(64), nullable=False),
+    Column("finding_name", String(64), nullable=False),
+    Column("value", String(16), nullable=False),  # present, absent, ungradable
+    Column("source", String(16), nullable=False),  # import, viewer, api
+    Column("reader", String(128), nullable=False),
+    Column("agrees", Boolean),  # with what the reader had been shown; NULL: was shown nothing
+    Column("shown_version", Integer),
+    Column("comment", Text, nullable=False, default=""),
+    Column("read_at", Utc, nullable=False),
+    Column("entered_at", Utc, nullable=False),
+    Column("superseded_at", Utc),
+)
+Index("ix_truth_model_finding", truth.c.model_name, truth.c.finding_name, truth.c.superseded_at)
 
 process = Table(
     "process",
