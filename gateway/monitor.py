@@ -39,6 +39,7 @@ from gateway.errors import StoreError
 from gateway.sequential import ChartWatch
 from gateway.settings import Settings
 from gateway.store import Store, open_store
+from gateway.store.models import VersionState, add_version, known_versions
 from gateway.store.monitoring import (
     JudgedRow,
     add_drift_result,
@@ -56,7 +57,6 @@ from gateway.store.monitoring import (
     result_values,
     rows_after,
 )
-from gateway.store.predictions import AliasedVersion, aliased_versions, write_aliases
 from models import bundled_folders
 from models.card import Bundle, load_bundle
 from models.errors import ModelError
@@ -113,7 +113,7 @@ def choose_backend(settings: Settings) -> Literal["alibi", "builtin"]:
 
 
 class RegistryFollower:
-    """Registers the shipped bundles at first start, and writes down for the workers where each alias points."""
+    """Registers the shipped bundles at first start, and writes down for the workers which versions there are."""
 
     def __init__(self, settings: Settings, data_dir: Path, store: Store) -> None:
         self._uri = settings.models.tracking_uri or embedded_registry_uri(data_dir)
@@ -121,8 +121,6 @@ class RegistryFollower:
         self._store = store
         self._registry: ModelRegistry | None = None
         self._registered = False
-        self._folders: dict[tuple[str, int], Path] = {}
-        """Where verified bundles lie; a version never changes, so once is enough."""
 
     def follow(self) -> None:
         """Read the registry once.
@@ -136,26 +134,27 @@ class RegistryFollower:
         if not self._registered:
             register_bundled(registry)
             self._registered = True
-        pointers = [(version, alias) for version in registry.versions() for alias in version.aliases]
-        for version, alias in pointers:
-            if (version.model_name, version.card_version) not in self._folders:
-                bundle = registry.resolve(version.model_name, alias)
-                self._folders[version.model_name, bundle.card.version] = bundle.folder
-        found = tuple(
-            AliasedVersion(
-                model_name=version.model_name,
-                alias=alias,
-                version=version.card_version,
-                folder=str(self._folders[version.model_name, version.card_version]),
-                model_sha256=version.model_sha256,
-            )
-            for version, alias in pointers
-        )
-        known = aliased_versions(self._store)
-        if set(found) != set(known):
-            write_aliases(self._store, found, datetime.now(UTC))
-            for entry in sorted(set(found) - set(known), key=str):
-                logger.info("%s: %s is version %d", entry.model_name, entry.alias, entry.version)
+        known = {(entry.model_name, entry.version) for entry in known_versions(self._store)}
+        for version in registry.versions():
+            if (version.model_name, version.card_version) in known:
+                continue
+            bundle = registry.bundle(version)
+            is_champion = "champion" in version.aliases
+            with self._store.write() as connection:
+                add_version(
+                    connection,
+                    model_name=version.model_name,
+                    version=version.card_version,
+                    title=bundle.card.title,
+                    demonstration=bundle.card.demonstration,
+                    folder=str(bundle.folder),
+                    model_sha256=version.model_sha256,
+                    bundle_sha256=version.bundle_sha256,
+                    now=datetime.now(UTC),
+                    by="registry",
+                    state=VersionState.CHAMPION if is_champion else VersionState.DRAFT,
+                )
+            logger.info("%s version %d is known now", version.model_name, version.card_version)
 
 
 def register_bundled(registry: ModelRegistry) -> None:
@@ -314,9 +313,9 @@ class Watch:
         """Reference and test of a model version; ``None`` where it has none that can be used, which is logged once."""
         key = (subject.model_name, subject.model_version)
         if key not in self._judges:
-            folders = {(entry.model_name, entry.version): Path(entry.folder) for entry in aliased_versions(self._store)}
+            folders = {(entry.model_name, entry.version): Path(entry.folder) for entry in known_versions(self._store)}
             if key not in folders:
-                return None  # no alias names that version any more
+                return None
             try:
                 reference = load_reference(load_bundle(folders[key]).reference_path)
                 test = make_mmd_test(self._backend, whiten_reference(reference))

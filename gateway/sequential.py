@@ -42,8 +42,8 @@ from gateway.store.charts import (
     record_charts,
     uncharted_rows,
 )
+from gateway.store.models import known_versions
 from gateway.store.monitoring import JudgedRow, add_drift_result, alarm_of, latest_drift, open_alarm, result_values
-from gateway.store.predictions import aliased_versions
 from models.card import load_bundle
 from models.errors import ModelError
 
@@ -144,7 +144,7 @@ class ChartWatch:
         StoreError
             What was not written down is taken in again at the next look.
         """
-        folders = {(entry.model_name, entry.version): Path(entry.folder) for entry in aliased_versions(self._store)}
+        folders = {(entry.model_name, entry.version): Path(entry.folder) for entry in known_versions(self._store)}
         for (name, version), folder in sorted(folders.items()):
             if stop.is_set():
                 return

@@ -45,14 +45,13 @@ from gateway.settings import Settings
 from gateway.site_key import load_site_key
 from gateway.store import open_store
 from gateway.store.intake import new_key
+from gateway.store.models import ServedVersion, VersionState, served_versions
 from gateway.store.monitoring import report_process
 from gateway.store.predictions import (
-    AliasedVersion,
     JudgementRecord,
     PredictionRow,
     QuarantinedInstance,
     ResultRow,
-    aliased_versions,
     record_judgement,
 )
 from gateway.store.studies import ClaimedStudy, claim_studies, give_back, queue_complete_studies, renew_leases
@@ -69,7 +68,6 @@ POLL_S = 0.2
 STORE_PAUSE_S = 5.0
 """Between looks at a store that fails: the disk is full, or the database away."""
 REPORT_S = 5.0
-CHAMPION = "champion"
 HEAT_MAP_LONG_SIDE = 256
 RETRY_DELAY_S = 5.0
 COLLECTION_THRESHOLDS = (50_000, 20, 20)
@@ -118,7 +116,7 @@ class Worker:
         self._decoder.start()
         self._executor = ThreadPoolExecutor(threads, thread_name_prefix="study")
         self._sessions: dict[str, ModelSession] = {}
-        self._broken: set[AliasedVersion] = set()
+        self._broken: set[tuple[str, int]] = set()
         self.pause_s = POLL_S
         """How long to wait when there was nothing to do, or nothing could be done."""
         self._judged = 0
@@ -143,7 +141,7 @@ class Worker:
             now = datetime.now(UTC)
             self._report()
             queue_complete_studies(self._store, now)
-            if not self._follow_aliases():
+            if not self._follow_versions():
                 self.pause_s = POLL_S
                 return False
             if self._vault is not None:
@@ -291,18 +289,18 @@ class Worker:
             vault=self._vault,
         )
 
-    def _follow_aliases(self) -> bool:
-        """Load what the alias ``champion`` points at now; false while the registry has not been read yet."""
-        aliases = aliased_versions(self._store)
-        champions = {entry.model_name: entry for entry in aliases if entry.alias == CHAMPION}
+    def _follow_versions(self) -> bool:
+        """Load what is champion now; false while the store knows of no version yet."""
+        served = served_versions(self._store)
+        champions = {entry.model_name: entry for entry in served if entry.state is VersionState.CHAMPION}
         for name in {name for rule in self._settings.rules for name in rule.models} & champions.keys():
             session = self._sessions.get(name)
             if session is None or session.bundle.card.version != champions[name].version:
                 self._load(champions[name])
-        return bool(aliases)
+        return bool(served)
 
-    def _load(self, entry: AliasedVersion) -> None:
-        if entry in self._broken:
+    def _load(self, entry: ServedVersion) -> None:
+        if (entry.model_name, entry.version) in self._broken:
             return
         try:
             session = ModelSession(
@@ -314,7 +312,7 @@ class Worker:
         except ModelError as error:
             # What ran before goes on; a study that needs a model that never loaded says so.
             logger.error("%s version %d cannot be loaded: %s", entry.model_name, entry.version, error)
-            self._broken.add(entry)
+            self._broken.add((entry.model_name, entry.version))
             return
         self._sessions[entry.model_name] = session
         self._reported_at = 0.0

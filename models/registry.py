@@ -178,14 +178,28 @@ class ModelRegistry:
         """
         with _mapped(f"could not resolve {model_name} {alias}"):
             found = next((known for known in self._versions(model_name) if alias in known.aliases), None)
-            if found is None:
-                raise RegistryError(f"{model_name} has no version with the alias {alias}")
-            run_id = self._client.get_model_version(model_name, found.registry_version).run_id
+        if found is None:
+            raise RegistryError(f"{model_name} has no version with the alias {alias}")
+        return self.bundle(found)
+
+    def bundle(self, version: RegisteredVersion) -> Bundle:
+        """Give a version's bundle, in a local folder, every file of it verified.
+
+        Raises
+        ------
+        RegistryError
+            The registry cannot be reached.
+        BundleError
+            The files are not those that were registered.
+        """
+        model_name = version.model_name
+        with _mapped(f"could not fetch {model_name} version {version.card_version}"):
+            run_id = self._client.get_model_version(model_name, version.registry_version).run_id
             folder = self._local_folder(str(run_id))
         bundle = load_bundle(folder)
-        if bundle_sha256(folder) != found.bundle_sha256:
+        if bundle_sha256(folder) != version.bundle_sha256:
             raise BundleError(
-                f"{model_name} version {found.card_version}: the files are not those that were registered"
+                f"{model_name} version {version.card_version}: the files are not those that were registered"
             )
         return bundle
 

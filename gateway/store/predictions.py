@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -12,7 +12,7 @@ import numpy.typing as npt
 from sqlalchemy import Connection, case, delete, insert, select, update
 
 from gateway.store.engine import Store
-from gateway.store.schema import delivery, instance, model_alias, prediction, quarantine, result, study
+from gateway.store.schema import delivery, instance, prediction, quarantine, result, study
 from gateway.store.studies import move_study
 from gateway.study import StudyState
 
@@ -211,46 +211,3 @@ def _add_result(connection: Connection, study_key: str, made: ResultRow, now: da
                 )
             )
     return known is None or expired
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AliasedVersion:
-    """What an alias of the registry points at, as the monitor last wrote it down."""
-
-    model_name: str
-    alias: str
-    version: int
-    folder: str
-    model_sha256: str
-
-
-def aliased_versions(store: Store) -> tuple[AliasedVersion, ...]:
-    """All aliases known."""
-    with store.read() as connection:
-        return tuple(
-            AliasedVersion(
-                model_name=row.model_name,
-                alias=row.alias,
-                version=row.version,
-                folder=row.folder,
-                model_sha256=row.model_sha256,
-            )
-            for row in connection.execute(select(model_alias).order_by(model_alias.c.model_name, model_alias.c.alias))
-        )
-
-
-def write_aliases(store: Store, aliases: Sequence[AliasedVersion], now: datetime) -> None:
-    """Make `aliases` all that the store knows of the registry."""
-    with store.write() as connection:
-        connection.execute(delete(model_alias))
-        for entry in aliases:
-            connection.execute(
-                insert(model_alias).values(
-                    model_name=entry.model_name,
-                    alias=entry.alias,
-                    version=entry.version,
-                    folder=entry.folder,
-                    model_sha256=entry.model_sha256,
-                    updated_at=now,
-                )
-            )

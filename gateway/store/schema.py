@@ -155,7 +155,7 @@ prediction = Table(
     Column("statistics", JSON, nullable=False),
     Column("device_key", String(192), nullable=False),
     Column("embedding", LargeBinary, nullable=False),  # float32, little endian
-    Column("role", String(16), nullable=False, default="champion", server_default="champion"),  # champion, canary, shadow
+    Column("role", String(16), nullable=False, default="champion", server_default="champion"),  # or canary, shadow
     Column("inference_ms", Float),  # its share of the batch's forward pass
     Column("provenance", JSON),  # what else a replay has to know; NULL: judged before it was kept
     Column("judged_at", Utc, nullable=False),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 
@@ -17,9 +18,10 @@ from gateway.roles import Permission
 from gateway.settings import Settings
 from gateway.store import Store
 from gateway.store import deliveries as delivery_store
+from gateway.store.models import known_versions
 from gateway.store.monitoring import alarm_of, alarms, change_alarm, latest_drift
 from gateway.store.retention import hold, release
-from gateway.store.schema import alarm, model_alias, quarantine
+from gateway.store.schema import alarm, quarantine
 from gateway.store.studies import complete_now
 from gateway.studies_view import PRIORITIES, UNGRADABLE, alarm_view, count_studies, list_studies, study_detail
 from gateway.study import StudyState
@@ -70,15 +72,13 @@ def _add_state_routes(router: APIRouter, settings: Settings, store: Store) -> No
     def metrics() -> Response:
         return Response(metrics_text(store), media_type=CONTENT_TYPE)
 
-    @router.get(
-        "/api/models", dependencies=SEES, tags=["state"], summary="What each alias of the model registry points at"
-    )
+    @router.get("/api/models", dependencies=SEES, tags=["state"], summary="Every model version, and what it may do")
     def models() -> list[dict[str, Any]]:
-        columns = ("model_name", "alias", "version", "model_sha256", "updated_at")
-        statement = select(*(model_alias.c[name] for name in columns))
-        with store.read() as connection:
-            rows = connection.execute(statement.order_by(model_alias.c.model_name, model_alias.c.alias)).mappings()
-            return [dict(row) for row in rows]
+        hidden = {"folder"}
+        return [
+            {name: value for name, value in asdict(entry).items() if name not in hidden}
+            for entry in known_versions(store)
+        ]
 
     @router.get("/api/session", tags=["state"], summary="Who is logged in, and what they may do")
     def session(caller: MayOwn) -> dict[str, Any]:

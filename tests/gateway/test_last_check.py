@@ -12,6 +12,7 @@ from typing import Any
 
 import pydicom
 import pytest
+from known_versions import serve
 from photographs import drawn_jpeg, op_dataset, write
 from pydicom import Dataset
 from pydicom.uid import ExplicitVRLittleEndian, JPEGBaseline8Bit
@@ -27,7 +28,6 @@ from gateway.settings import Destination, Settings, load_settings
 from gateway.store import Store, open_store
 from gateway.store.deliveries import resend
 from gateway.store.intake import NewInstance, StudyHeader, admit_all, new_key
-from gateway.store.predictions import AliasedVersion, write_aliases
 from gateway.store.schema import delivery, instance, result, study
 from gateway.studies_view import every_study, study_detail
 from gateway.vault import Vault, open_vault, prepare_vault
@@ -53,8 +53,8 @@ def store(settings: Settings, tmp_path: Path) -> Iterator[Store]:
     store = open_store("", data_dir=tmp_path, migrate=True)
     prepare_vault(settings.vault, tmp_path)
     bundle = next(load_bundle(folder) for folder in bundled_folders() if "retinopathy" in str(folder.parent))
-    known = {"model_name": bundle.card.name, "version": bundle.card.version, "model_sha256": bundle.model_sha256}
-    write_aliases(store, [AliasedVersion(alias="champion", folder=str(bundle.folder), **known)], LONG_AGO)
+    card = bundle.card
+    serve(store, card.name, card.version, bundle.folder, LONG_AGO, model_sha256=bundle.model_sha256)
     yield store
     store.close()
 

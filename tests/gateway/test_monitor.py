@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+from known_versions import serve
 
 from drift.monitors import ALL_DEVICES, DriftKind
 from drift.reference import load_reference
@@ -20,14 +21,12 @@ from gateway.monitor import RegistryFollower, Watch, choose_backend
 from gateway.settings import Settings, load_settings
 from gateway.store import Store, open_store
 from gateway.store.intake import NewInstance, StudyHeader, admit_all, new_key
+from gateway.store.models import VersionState, served_versions
 from gateway.store.monitoring import alarms, latest_drift
 from gateway.store.predictions import (
-    AliasedVersion,
     JudgementRecord,
     PredictionRow,
-    aliased_versions,
     record_judgement,
-    write_aliases,
 )
 from gateway.store.studies import claim_studies, complete_now
 from gateway.study import StudyState
@@ -48,19 +47,7 @@ def settings() -> Settings:
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
     store = open_store("", data_dir=tmp_path, migrate=True)
-    write_aliases(
-        store,
-        [
-            AliasedVersion(
-                model_name="retinopathy",
-                alias="champion",
-                version=1,
-                folder=str(BUNDLE.folder),
-                model_sha256=BUNDLE.model_sha256,
-            )
-        ],
-        NOW,
-    )
+    serve(store, "retinopathy", 1, BUNDLE.folder, NOW, model_sha256=BUNDLE.model_sha256)
     return store
 
 
@@ -218,9 +205,10 @@ def test_the_shipped_models_are_registered_and_the_newest_is_champion(tmp_path: 
     for folder in bundled_folders():
         card = load_bundle(folder).card
         shipped[card.name] = max(card.version, shipped.get(card.name, 0))
-    champions = {entry.model_name: entry.version for entry in aliased_versions(store) if entry.alias == "champion"}
+    served = served_versions(store)
+    champions = {entry.model_name: entry.version for entry in served if entry.state is VersionState.CHAMPION}
     assert champions == shipped
-    for entry in aliased_versions(store):
+    for entry in served:
         assert load_bundle(Path(entry.folder)).model_sha256 == entry.model_sha256
 
 

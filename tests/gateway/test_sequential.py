@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from known_versions import serve
 from sqlalchemy import func, insert, select, update
 
 from drift.charts import state_from_bytes
@@ -22,7 +23,6 @@ from gateway.store import Store, open_store
 from gateway.store.charts import chart_states
 from gateway.store.intake import new_key
 from gateway.store.monitoring import alarms, change_alarm, latest_drift
-from gateway.store.predictions import AliasedVersion, write_aliases
 from gateway.store.retention import remove_records
 from gateway.store.schema import chart_state, chart_study, instance, prediction, study
 from models import bundled_folders
@@ -49,10 +49,7 @@ def store(store: Store) -> Store:
 
 
 def point_at(store: Store, folder: Path) -> None:
-    alias = AliasedVersion(
-        model_name="retinopathy", alias="champion", version=1, folder=str(folder), model_sha256=BUNDLE.model_sha256
-    )
-    write_aliases(store, [alias], NOW)
+    serve(store, "retinopathy", 1, folder, NOW, model_sha256=BUNDLE.model_sha256)
 
 
 def watch(settings: Settings, store: Store, tmp_path: Path) -> ChartWatch:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from known_versions import serve
 from photographs import drawn_jpeg, op_dataset, write
 from pydicom import Dataset
 
@@ -17,7 +18,6 @@ from gateway.objects import ObjectFolder
 from gateway.settings import Settings, load_settings
 from gateway.store import Store, open_store
 from gateway.store.intake import NewInstance, StudyHeader, admit_all, new_key
-from gateway.store.predictions import AliasedVersion, write_aliases
 from gateway.store.studies import claim_studies, complete_now, release_leases
 from gateway.studies_view import every_study
 from gateway.study import StudyState
@@ -38,21 +38,9 @@ def settings() -> Settings:
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
     store = open_store("", data_dir=tmp_path, migrate=True)
-    bundles = [load_bundle(folder) for folder in bundled_folders() if folder.name == "1"]
-    write_aliases(
-        store,
-        [
-            AliasedVersion(
-                model_name=bundle.card.name,
-                alias="champion",
-                version=1,
-                folder=str(bundle.folder),
-                model_sha256=bundle.model_sha256,
-            )
-            for bundle in bundles
-        ],
-        LONG_AGO,
-    )
+    for folder in bundled_folders():
+        if folder.name == "1":
+            serve(store, folder.parent.name, 1, folder, LONG_AGO, model_sha256=load_bundle(folder).model_sha256)
     return store
 
 

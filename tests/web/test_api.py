@@ -5,16 +5,17 @@ from __future__ import annotations
 import json
 import threading
 from datetime import datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from known_versions import serve
 from web_site import MODEL, NOON, SHA256, Site
 
 from gateway.errors import GatewayError, StoreError, TransitionError
 from gateway.store.deliveries import mark_failed
 from gateway.store.intake import new_key, put_in_quarantine
-from gateway.store.predictions import AliasedVersion, write_aliases
 from gateway.web.errors import STATUSES, status_of
 
 
@@ -98,10 +99,9 @@ def test_an_alarm_from_open_to_closed(site: Site, client: httpx.Client) -> None:
 
 
 def test_models_drift_and_quarantine(site: Site, client: httpx.Client) -> None:
-    alias = AliasedVersion(model_name=MODEL, alias="champion", version=2, folder="/somewhere", model_sha256=SHA256)
-    write_aliases(site.store, [alias], site.clock)
+    serve(site.store, MODEL, 2, Path("/somewhere"), site.clock, model_sha256=SHA256)
     (model,) = client.get("/api/models").json()
-    assert (model["model_name"], model["alias"], model["version"], model["model_sha256"]) == (
+    assert (model["model_name"], model["state"], model["version"], model["model_sha256"]) == (
         MODEL,
         "champion",
         2,

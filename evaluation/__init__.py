@@ -1,0 +1,1 @@
+"""How good is a version, and compared with another? Plain arrays in, figures out."""

@@ -1,0 +1,132 @@
+"""Model versions as the store knows them: which there are, and which of them judge.
+
+The store decides what runs; the registry's aliases follow it. So a worker neither imports MLflow nor waits for it, and
+a version can be taken back while the registry is away.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from typing import Any
+
+from sqlalchemy import Connection, insert, select
+
+from gateway.store.engine import Store
+from gateway.store.schema import model_version
+
+
+class VersionState(StrEnum):
+    """What a version of a model may do."""
+
+    DRAFT = "draft"
+    """Registered, and judges nothing."""
+    SHADOW = "shadow"
+    """Judges the same studies as the champion; nobody outside sees its results."""
+    CANARY = "canary"
+    """Judges a part of the studies in the champion's place."""
+    CHAMPION = "champion"
+    """Judges."""
+    RETIRED = "retired"
+    """Has judged or could have, and does no more."""
+
+
+SERVING = (VersionState.CHAMPION, VersionState.CANARY, VersionState.SHADOW)
+"""States in which a version runs; of each there is at most one version of a model."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KnownVersion:
+    """One version of a model, with everything that the store knows of it."""
+
+    model_name: str
+    version: int
+    """The card's."""
+    state: VersionState
+    state_since: datetime
+    was_champion: bool
+    traffic: Mapping[str, Any]
+    """Of a canary: ``fraction``, ``devices``, ``limits``; empty otherwise."""
+    title: str
+    demonstration: bool
+    folder: str
+    """Of the verified bundle."""
+    model_sha256: str
+    bundle_sha256: str
+    registered_at: datetime
+    registered_by: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServedVersion:
+    """A version that runs, and as what."""
+
+    model_name: str
+    version: int
+    state: VersionState
+    folder: str
+    model_sha256: str
+    traffic: Mapping[str, Any]
+
+
+def served_versions(store: Store) -> tuple[ServedVersion, ...]:
+    """Every version that runs, by model and state."""
+    names = ("model_name", "version", "state", "folder", "model_sha256", "traffic")
+    statement = (
+        select(*(model_version.c[name] for name in names))
+        .where(model_version.c.state.in_(SERVING))
+        .order_by(model_version.c.model_name, model_version.c.state, model_version.c.version)
+    )
+    with store.read() as connection:
+        return tuple(
+            ServedVersion(**dict(row) | {"state": VersionState(row["state"])})
+            for row in connection.execute(statement).mappings()
+        )
+
+
+def known_versions(store: Store, model_name: str | None = None) -> tuple[KnownVersion, ...]:
+    """Every version of a model, or of all, by model and version."""
+    statement = select(model_version).order_by(model_version.c.model_name, model_version.c.version)
+    if model_name is not None:
+        statement = statement.where(model_version.c.model_name == model_name)
+    with store.read() as connection:
+        return tuple(
+            KnownVersion(**dict(row) | {"state": VersionState(row["state"])})
+            for row in connection.execute(statement).mappings()
+        )
+
+
+def add_version(
+    connection: Connection,
+    *,
+    model_name: str,
+    version: int,
+    title: str,
+    demonstration: bool,
+    folder: str,
+    model_sha256: str,
+    bundle_sha256: str,
+    now: datetime,
+    by: str,
+    state: VersionState = VersionState.DRAFT,
+) -> None:
+    """Take in a version that the store does not know yet."""
+    connection.execute(
+        insert(model_version).values(
+            model_name=model_name,
+            version=version,
+            state=state.value,
+            state_since=now,
+            was_champion=state is VersionState.CHAMPION,
+            traffic={},
+            title=title,
+            demonstration=demonstration,
+            folder=folder,
+            model_sha256=model_sha256,
+            bundle_sha256=bundle_sha256,
+            registered_at=now,
+            registered_by=by,
+        )
+    )
