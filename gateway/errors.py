@@ -18,6 +18,7 @@
     ├── ResultError                a result object cannot be built                     (fail)
     │   └── ResultMismatchError    result and source disagree on who or what it is     (fail, loudly)
     ├── AccountError               an account or token cannot be made or changed so    (reject, with the reason)
+    ├── TruthError                 what a reader is said to have found cannot be used   (reject, with the reason)
     ├── BusyError                  too much of one kind is asked for at once           (retry)
     └── DeliveryError              a destination refused or could not be reached       (retry)
 
@@ -108,6 +109,10 @@ class AccountError(GatewayError):
     """An account or token cannot be made or changed in that way; says why."""
 
 
+class TruthError(GatewayError):
+    """What a reader is said to have found cannot be taken in; says why."""
+
+
 class BusyError(GatewayError):
     """Too much of one kind is asked for at once; later it would work."""
 
@@ -142,6 +147,7 @@ DISPOSITIONS: Mapping[type[Exception], Disposition] = {
     ResultMismatchError: Disposition.FAIL,
     ResultError: Disposition.FAIL,
     AccountError: Disposition.REJECT,
+    TruthError: Disposition.REJECT,
     BusyError: Disposition.RETRY,
     DeliveryError: Disposition.RETRY,
     BundleError: Disposition.FAIL,

@@ -439,6 +439,18 @@ truth = Table(
 )
 Index("ix_truth_model_finding", truth.c.model_name, truth.c.finding_name, truth.c.superseded_at)
 
+performance = Table(
+    "performance",
+    metadata,
+    # How versions do on what readers have said so far, and what is estimated where they have not: the last computation.
+    Column("model_name", String(64), primary_key=True),
+    Column("model_version", Integer, primary_key=True),
+    Column("finding_name", String(64), primary_key=True),
+    Column("figures", JSON, nullable=False),
+    Column("estimate", JSON),  # NULL: none was asked for
+    Column("computed_at", Utc, nullable=False),
+)
+
 process = Table(
     "process",
     metadata,

@@ -1,9 +1,10 @@
-"""add the life of model versions, comparisons, saved studies, truth"""
+"""add the life of model versions"""
 
 from __future__ import annotations
 
 import sqlalchemy as sa
 from alembic import op
+
 
 revision = "0005"
 down_revision = "0004"
@@ -109,6 +110,16 @@ def upgrade() -> None:
     with op.batch_alter_table("model_version", schema=None) as batch_op:
         batch_op.create_index("ix_model_version_state", ["state"], unique=False)
 
+    op.create_table(
+        "performance",
+        sa.Column("model_name", sa.String(length=64), nullable=False),
+        sa.Column("model_version", sa.Integer(), nullable=False),
+        sa.Column("finding_name", sa.String(length=64), nullable=False),
+        sa.Column("figures", sa.JSON(), nullable=False),
+        sa.Column("estimate", sa.JSON(), nullable=True),
+        sa.Column("computed_at", sa.DateTime(timezone=True), nullable=False),
+        sa.PrimaryKeyConstraint("model_name", "model_version", "finding_name", name=op.f("pk_performance")),
+    )
     op.create_table(
         "saved_study",
         sa.Column("saved_key", sa.String(length=32), nullable=False),
@@ -221,6 +232,7 @@ def downgrade() -> None:
         batch_op.drop_index("ix_saved_study_received_at")
 
     op.drop_table("saved_study")
+    op.drop_table("performance")
     with op.batch_alter_table("model_version", schema=None) as batch_op:
         batch_op.drop_index("ix_model_version_state")
 
