@@ -39,7 +39,7 @@ from models.prediction import Prediction
 from models.preprocess import Frame, ModelInput, prepare
 from models.quality import judge_quality
 from models.session import ModelSession
-from xai.errors import XaiError
+from xai.errors import ExplanationError, XaiError
 from xai.gradcam import gradcam
 from xai.overlay import to_source_grid
 from xai.summary import summarise
@@ -393,7 +393,7 @@ def explain(frame: PreparedFrame, prediction: Prediction, session: ModelSession)
         cam = gradcam(
             prediction.feature_map,
             prediction.probabilities,
-            session.head_weight,
+            head_gradients(prediction, session),
             card.label_indices(finding),
             card.activation,
         )
@@ -407,6 +407,14 @@ def explain(frame: PreparedFrame, prediction: Prediction, session: ModelSession)
     except XaiError as error:
         logger.warning("image %s: explanation not judged: %s", frame.instance_key, error)
         return None
+
+
+def head_gradients(prediction: Prediction, session: ModelSession) -> npt.NDArray[np.float32]:
+    """[K, c], how each logit depends on the feature map: the head's weights, or the gradient that the run gave."""
+    gradients = session.head_weight if prediction.logit_gradients is None else prediction.logit_gradients
+    if gradients is None:
+        raise ExplanationError(f"{prediction.model_name} gives neither a linear head nor gradients")
+    return gradients
 
 
 def check_acquisition(frame: PreparedFrame, card: Card) -> tuple[AcquisitionFinding, ...]:

@@ -27,6 +27,9 @@ class Prediction:
         float32 [D], the average of `feature_map` over its positions.
     feature_map
         float32 [D, h, w], the last feature map before the average.
+    logit_gradients
+        float32 [K, D], the gradient of each logit with respect to `feature_map`, summed over its positions: what a row
+        of the head's weights is where the head is one linear layer on the average. None for such a head.
     """
 
     model_name: str
@@ -37,3 +40,4 @@ class Prediction:
     scores: Mapping[str, float]
     embedding: NDArray[np.float32]
     feature_map: NDArray[np.float32]
+    logit_gradients: NDArray[np.float32] | None = None

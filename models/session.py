@@ -28,6 +28,8 @@ log = logging.getLogger(__name__)
 TENSORRT, CUDA, CPU = "TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"
 _PREFERENCE = (TENSORRT, CUDA, CPU)
 _OUTPUTS = ("logits", "embedding", "feature_map")
+GRADIENTS = "logit_gradients"
+"""Output of a graph whose head is not one linear layer: see :class:`models.prediction.Prediction`."""
 _LOG_ERRORS_ONLY = 3
 _AVERAGE_TOLERANCE = 1e-3
 _HEAD_TOLERANCE = 2e-2
@@ -177,8 +179,9 @@ class ModelSession:
             finding.name: bundle.card.label_indices(finding) for finding in bundle.card.findings
         }
         head = read_head(bundle)
-        self.head_weight: Floats = head.weight
-        """float32 [K, D]: the last linear layer."""
+        self.head_weight: Floats | None = None if head is None else head.weight
+        """float32 [K, D]: the last linear layer; None for another head, whose predictions bring their gradients."""
+        self._outputs = _OUTPUTS if head is not None else (*_OUTPUTS, GRADIENTS)
         self._session = self._load(
             choose_providers(usable_providers(), providers, cache_folder=cache_folder, image_shape=self._image_shape),
             threads,
@@ -210,7 +213,7 @@ class ModelSession:
         for start in range(0, len(tensors), step):
             piece = np.ascontiguousarray(tensors[start : start + step])
             try:
-                outputs = _run(self._session, piece)
+                outputs = _run(self._session, piece, self._outputs)
             except _ORT_FAILED as error:
                 raise InferenceError(
                     f"ONNX Runtime failed on a batch of {len(piece)} ({type(error).__name__})"
@@ -234,6 +237,7 @@ class ModelSession:
                 scores=self._scores(probabilities[index]),
                 embedding=outputs["embedding"][index],
                 feature_map=outputs["feature_map"][index],
+                logit_gradients=outputs[GRADIENTS][index] if GRADIENTS in outputs else None,
             )
             for index in range(len(probabilities))
         ]
@@ -247,7 +251,7 @@ class ModelSession:
             }
         )
 
-    def _load(self, candidates: list[Provider], threads: int, head: Head) -> onnxruntime.InferenceSession:
+    def _load(self, candidates: list[Provider], threads: int, head: Head | None) -> onnxruntime.InferenceSession:
         """Make the session on the first provider that loads and survives a warm-up run."""
         card, failure = self.bundle.card, ""
         warm_up = np.random.default_rng(0).standard_normal((1, *self._image_shape), dtype=np.float32)
@@ -259,8 +263,8 @@ class ModelSession:
                     providers=candidates[start:],
                     enable_fallback=0,
                 )
-                check_signature(session, card)
-                outputs = _run(session, warm_up)
+                check_signature(session, card, self._outputs)
+                outputs = _run(session, warm_up, self._outputs)
             except _ORT_FAILED as error:
                 failure = type(error).__name__
                 log.warning("model %s version %d does not load on %s (%s)", card.name, card.version, name, failure)
@@ -294,9 +298,9 @@ def _session_options(threads: int) -> onnxruntime.SessionOptions:
     return options
 
 
-def _run(session: onnxruntime.InferenceSession, tensors: Floats) -> dict[str, Floats]:
-    outputs: list[Floats] = session.run(_OUTPUTS, {"image": tensors})
-    return dict(zip(_OUTPUTS, outputs, strict=True))
+def _run(session: onnxruntime.InferenceSession, tensors: Floats, names: Sequence[str]) -> dict[str, Floats]:
+    outputs: list[Floats] = session.run(list(names), {"image": tensors})
+    return dict(zip(names, outputs, strict=True))
 
 
 def activate(logits: Floats, activation: Literal["softmax", "sigmoid"]) -> Floats:
@@ -319,14 +323,20 @@ class Head:
     """float32 [K]"""
 
 
-def read_head(bundle: Bundle) -> Head:
+def read_head(bundle: Bundle) -> Head | None:
     """Read the initializers ``head.weight`` and ``head.bias`` from a bundle's graph.
+
+    Returns
+    -------
+    Head or None
+        None where the graph has the output ``logit_gradients``: its head is something else than one linear layer on the
+        average of the feature map.
 
     Raises
     ------
     BundleError
-        The file is no ONNX model, keeps weights outside itself, lacks one of the two, or their shapes do not fit the
-        card's labels.
+        The file is no ONNX model, keeps weights outside itself, has neither that output nor both initializers, or their
+        shapes do not fit the card's labels.
     """
     import onnx  # 0.25 s
     from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
@@ -342,9 +352,13 @@ def read_head(bundle: Bundle) -> Head:
             raise BundleError(f"{where}: weights outside the model file are not allowed")
         if tensor.name in {"head.weight", "head.bias"}:
             found[tensor.name] = onnx.numpy_helper.to_array(tensor).astype(np.float32)
+    if any(output.name == GRADIENTS for output in graph.output):
+        return None
     missing = {"head.weight", "head.bias"} - found.keys()
     if missing:
-        raise BundleError(f"{where}: the graph lacks the initializer {', '.join(sorted(missing))}")
+        raise BundleError(
+            f"{where}: the graph lacks the initializer {', '.join(sorted(missing))}, and has no output {GRADIENTS}"
+        )
     weight, bias, count = found["head.weight"], found["head.bias"], len(bundle.card.labels)
     if weight.ndim != 2 or weight.shape[0] != count or bias.shape != (count,):
         raise BundleError(
@@ -354,7 +368,7 @@ def read_head(bundle: Bundle) -> Head:
     return Head(weight=weight, bias=bias)
 
 
-def check_signature(session: onnxruntime.InferenceSession, card: Card) -> None:
+def check_signature(session: onnxruntime.InferenceSession, card: Card, output_names: Sequence[str] = _OUTPUTS) -> None:
     """Hold a graph's inputs and outputs against its card.
 
     Raises
@@ -371,16 +385,17 @@ def check_signature(session: onnxruntime.InferenceSession, card: Card) -> None:
     if len(shape) != 4 or isinstance(shape[0], int) or list(shape[1:]) != expected:
         raise BundleError(f"{where}: image is {shape}, [N, {', '.join(map(str, expected))}] with any N is expected")
     types = {entry.name: entry.type for entry in session.get_outputs()}
-    for name in _OUTPUTS:
+    for name in output_names:
         if types.get(name) != "tensor(float)":
             raise BundleError(f"{where}: the graph gives no float32 output {name}")
 
 
-def check_outputs(outputs: Mapping[str, Floats], card: Card, head: Head) -> None:
+def check_outputs(outputs: Mapping[str, Floats], card: Card, head: Head | None) -> None:
     """Hold the outputs of a warm-up run against the card and against each other.
 
-    Explanations rely on two identities: the embedding is the average of the feature map, and the logits are the head
-    applied to the embedding.
+    Explanations rely on two identities: the embedding is the average of the feature map, and, where the head is one
+    linear layer, the logits are the head applied to the embedding. The gradients of another head are held against
+    finite differences when it is imported.
 
     Raises
     ------
@@ -388,17 +403,23 @@ def check_outputs(outputs: Mapping[str, Floats], card: Card, head: Head) -> None
         A shape differs, a value is not finite, or an identity does not hold.
     """
     where = f"{card.name} version {card.version}"
-    count, width = head.weight.shape
     logits, embedding, feature_map = (outputs[name] for name in _OUTPUTS)
+    count, width = len(card.labels), embedding.shape[-1] if head is None else head.weight.shape[1]
     shapes = (logits.shape, embedding.shape, feature_map.shape[:2])
     if shapes != ((1, count), (1, width), (1, width)) or feature_map.ndim != 4:
         raise BundleError(
             f"{where}: logits {list(logits.shape)}, embedding {list(embedding.shape)}, feature_map "
             f"{list(feature_map.shape)}; [1, {count}], [1, {width}], [1, {width}, h, w] are expected"
         )
+    if head is None and outputs[GRADIENTS].shape != (1, count, width):
+        raise BundleError(
+            f"{where}: {GRADIENTS} is {list(outputs[GRADIENTS].shape)}; [1, {count}, {width}] is expected"
+        )
     if not all(np.isfinite(values).all() for values in outputs.values()):
         raise BundleError(f"{where}: noise gives values that are not finite")
     if not np.allclose(feature_map.mean(axis=(2, 3)), embedding, atol=_AVERAGE_TOLERANCE, rtol=_AVERAGE_TOLERANCE):
         raise BundleError(f"{where}: embedding is not the average of feature_map")
-    if not np.allclose(embedding @ head.weight.T + head.bias, logits, atol=_HEAD_TOLERANCE, rtol=_HEAD_TOLERANCE):
+    if head is not None and not np.allclose(
+        embedding @ head.weight.T + head.bias, logits, atol=_HEAD_TOLERANCE, rtol=_HEAD_TOLERANCE
+    ):
         raise BundleError(f"{where}: logits are not head.weight applied to embedding")

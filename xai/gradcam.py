@@ -1,7 +1,8 @@
-"""Grad-CAM in closed form, for a network that ends in global average pooling and one linear layer.
+"""Grad-CAM from what one run gives: the last feature map, and how each logit depends on it.
 
-With such a head the gradient that Grad-CAM asks of an autograd engine is a row of weights, so the feature map of the
-very run that made the prediction is enough: no second pass, no torch.
+Where a network ends in global average pooling and one linear layer, that dependence is a row of weights. Any other
+head has its gradient in the graph (output ``logit_gradients``, put there when the model was imported). Either way the
+run that made the prediction is enough: no second pass, no torch.
 
 References
 ----------
@@ -25,7 +26,7 @@ FEATURE_MAP_AXES = 3
 def gradcam(
     feature_map: npt.NDArray[np.floating[Any]],
     probabilities: npt.NDArray[np.floating[Any]],
-    head_weight: npt.NDArray[np.floating[Any]],
+    head_weight_or_gradients: npt.NDArray[np.floating[Any]],
     label_indices: Sequence[int],
     activation: Literal["softmax", "sigmoid"],
 ) -> npt.NDArray[np.float32]:
@@ -41,8 +42,9 @@ def gradcam(
         [c, h, w], the last feature map, before pooling.
     probabilities
         [K], what the activation made of the logits.
-    head_weight
-        [K, c], weights of the linear layer.
+    head_weight_or_gradients
+        [K, c], weights of the linear layer; for another head the gradient of each logit with respect to `feature_map`,
+        summed over its positions (which for the linear layer is the same thing).
     label_indices
         Positions on the K axis that the finding sums; exactly one with ``sigmoid``.
     activation
@@ -58,11 +60,13 @@ def gradcam(
         Shapes that do not fit, values that are not finite, or a target without a gradient.
     """
     features = np.asarray(feature_map, dtype=np.float64)
-    weight = np.asarray(head_weight, dtype=np.float64)
+    weight = np.asarray(head_weight_or_gradients, dtype=np.float64)
     if features.ndim != FEATURE_MAP_AXES or 0 in features.shape:
         raise ExplanationError(f"feature map has shape {features.shape}, not [c, h, w]")
     if weight.shape != (len(probabilities), features.shape[0]):
-        raise ExplanationError(f"head weight has shape {weight.shape}, not ({len(probabilities)}, {features.shape[0]})")
+        raise ExplanationError(
+            f"head weight or gradient has shape {weight.shape}, not ({len(probabilities)}, {features.shape[0]})"
+        )
     gradient = logit_gradient(probabilities, label_indices, activation)
     _, rows, columns = features.shape
     # Global average pooling spreads the gradient evenly: d target / d A[c, i, j] = (gradient @ weight)[c] / (h w),
