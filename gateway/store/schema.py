@@ -94,6 +94,7 @@ Index("ix_study_state_complete_at", study.c.state, study.c.complete_at)
 Index("ix_study_state_priority_queued_at", study.c.state, study.c.priority, study.c.queued_at)
 Index("ix_study_last_received_at", study.c.last_received_at)
 Index("ix_study_priority_last_received_at", study.c.priority, study.c.last_received_at)
+Index("ix_study_judged_at", study.c.judged_at, study.c.study_key)
 
 instance = Table(
     "instance",
@@ -158,6 +159,8 @@ prediction = Table(
     Column("role", String(16), nullable=False, default="champion", server_default="champion"),  # or canary, shadow
     Column("inference_ms", Float),  # its share of the batch's forward pass
     Column("provenance", JSON),  # what else a replay has to know; NULL: judged before it was kept
+    Column("paired_version", Integer),  # of a shadow: the version that judged the same frame for others; NULL: none
+    Column("agrees", Boolean),  # of a shadow: whether it decided every finding as that version did
     Column("judged_at", Utc, nullable=False),
     UniqueConstraint("instance_key", "frame_index", "model_name", "model_version"),
 )
@@ -168,6 +171,15 @@ Index(
     prediction.c.model_version,
     prediction.c.device_key,
     prediction.c.prediction_id,
+)
+
+Index(
+    "ix_prediction_role_model",
+    prediction.c.role,
+    prediction.c.model_name,
+    prediction.c.model_version,
+    prediction.c.paired_version,
+    prediction.c.agrees,
 )
 
 result = Table(
@@ -384,6 +396,7 @@ saved_study = Table(
     Column("study_key", KEY, nullable=False, unique=True),  # the study's row may have expired
     Column("rule", String(128), nullable=False),  # which setting asked for it
     Column("reason", Text, nullable=False),
+    Column("person", String(32), nullable=False, default=""),  # pseudonym: what is resampled together
     Column("folder", String(255), nullable=False),  # relative to the data folder
     Column("instance_count", Integer, nullable=False),
     Column("size_bytes", BigInteger, nullable=False),
@@ -393,7 +406,17 @@ saved_study = Table(
     Column("characteristics", JSON, nullable=False),  # age_group, sex, site: coarse, for slices
     Column("removed_at", Utc),
 )
-Index("ix_saved_study_received_at", saved_study.c.received_at)
+Index("ix_saved_study_received_at", saved_study.c.received_at, saved_study.c.saved_key)
+Index("ix_saved_study_rule_saved_at", saved_study.c.rule, saved_study.c.saved_at)
+
+saving_place = Table(
+    "saving_place",
+    metadata,
+    # Up to where judged studies have been looked at for saving; one row, none while no rule saves.
+    Column("name", String(16), primary_key=True),
+    Column("judged_at", Utc, nullable=False),
+    Column("study_key", KEY, nullable=False),
+)
 
 saved_image = Table(
     "saved_image",
