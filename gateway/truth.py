@@ -397,7 +397,7 @@ def _value(text: str, positive_from: float | None) -> TruthValue | None:
 
 def _expected_value(positive_from: float | None) -> str:
     if positive_from is None:
-        return "present, absent or ungradable (or 1/0, yes/no, true/false; for grades say from which one on: positive-from)"
+        return "present, absent or ungradable (1/0, yes/no and true/false too); of grades, say which one is present"
     return f"a grade (a number; present from {positive_from:g} on), or present, absent, ungradable"
 
 
