@@ -1,14 +1,19 @@
 """The model card: everything about a model version that is not its weights.
 
-A *bundle* is a folder with ``model.onnx``, ``card.yaml`` and ``reference.npz``. The card states labels and codes, the
-pixel contract, operating points, the acquisition range the version was validated on, its training data, its metrics
-and the sha256 of every other file. A bundle never changes; a new threshold is a new version.
+A *bundle* is a folder with ``model.onnx``, ``card.yaml``, ``reference.npz`` and ``golden.npz``. The card states labels
+and codes, the pixel contract, operating points, the acquisition range the version was validated on, its training data,
+its metrics, what it must show before it is let in, and the sha256 of every other file. A bundle never changes; a new
+threshold is a new version.
+
+Cards written before golden inputs and acceptance criteria were asked for stay valid; :mod:`models.bundle_check` says
+what a new version lacks.
 """
 
 from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 from typing import Literal
 
@@ -20,6 +25,10 @@ from models.errors import BundleError
 CARD_FILE = "card.yaml"
 MODEL_FILE = "model.onnx"
 REFERENCE_FILE = "reference.npz"
+GOLDEN_FILE = "golden.npz"
+
+DVC_HASH = r"md5:[0-9a-f]{32}(\.dir)?"
+"""How a card spells DVC's hash of a file, or with ``.dir`` of a folder."""
 
 
 class _Strict(BaseModel):
@@ -126,6 +135,9 @@ class TrainingData(_Strict):
     split: str
     sha256: str
     """Hash over the sorted (relative path, file sha256) list."""
+    dvc_hash: str = Field(default="", pattern=rf"^({DVC_HASH})?$")
+    """What DVC calls these files, ``md5:<32 digits>.dir`` for a folder; empty where not stated. See
+    :mod:`models.dvc`."""
     remarks: str = ""
 
 
@@ -137,6 +149,75 @@ class Metric(_Strict):
     high: float | None = None
     """Bounds of the 95 % confidence interval."""
     method: str
+
+
+class Criterion(_Strict):
+    """One thing that a version must show in a comparison: a figure within inclusive bounds."""
+
+    name: str
+    """Unique in the card; reports name it."""
+    finding: str
+    metric: str
+    """``auc_roc``, ``sensitivity``, ... as :mod:`evaluation` names them."""
+    statistic: Literal["value", "low", "high", "difference", "difference_low", "difference_high"] = "value"
+    """The figure itself, a bound of its 95 % interval, or the same of candidate minus champion."""
+    slice: str = Field(default="", pattern=r"^(|each:[a-z_]+|[a-z_]+=.+)$")
+    """``""``: all cases; ``sex=F``: one slice; ``each:device``: every slice of at least ``least_cases`` cases."""
+    minimum: float | None = Field(default=None, allow_inf_nan=False)
+    maximum: float | None = Field(default=None, allow_inf_nan=False)
+
+    @model_validator(mode="after")
+    def _has_a_bound(self) -> Criterion:
+        if self.minimum is None and self.maximum is None:
+            raise ValueError(f"criterion {self.name} has neither a minimum nor a maximum")
+        if self.minimum is not None and self.maximum is not None and self.minimum > self.maximum:
+            raise ValueError(f"criterion {self.name} has a minimum above its maximum")
+        return self
+
+    def in_words(self) -> str:
+        """``sensitivity (low) of referable_dr, sex=F: at least 0.8``."""
+        statistic = "" if self.statistic == "value" else f" ({self.statistic.replace('_', ', ')})"
+        bounds = [
+            f"at {which} {bound:g}"
+            for which, bound in (("least", self.minimum), ("most", self.maximum))
+            if bound is not None
+        ]
+        where = f", {self.slice}" if self.slice else ""
+        return f"{self.metric}{statistic} of {self.finding}{where}: {' and '.join(bounds)}"
+
+
+class Acceptance(_Strict):
+    """What a version must show before it may replace the champion, written down before it is tried.
+
+    References
+    ----------
+    FDA, "Marketing Submission Recommendations for a Predetermined Change Control Plan", 2024: acceptance criteria are
+    set before the modification is verified.
+    """
+
+    written_at: date
+    written_by: str = Field(min_length=1)
+    studies: str = Field(min_length=1)
+    """What the version is to be tried on, in words."""
+    least_cases: int = Field(gt=0)
+    """Cases below which a figure decides nothing."""
+    criteria: tuple[Criterion, ...] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _names_are_unique(self) -> Acceptance:
+        names = [criterion.name for criterion in self.criteria]
+        if len(set(names)) != len(names):
+            raise ValueError("two criteria share a name")
+        return self
+
+
+class GoldenRun(_Strict):
+    """How far a run on the golden inputs may lie from what ``golden.npz`` says. See :mod:`models.golden`."""
+
+    score_tolerance: float = Field(gt=0, le=0.05)
+    """Largest absolute difference of a score. Above 0.05 a check would let another model pass."""
+    logit_tolerance: float = Field(gt=0, allow_inf_nan=False)
+    """Largest absolute difference of a logit."""
 
 
 class Card(_Strict):
@@ -162,6 +243,8 @@ class Card(_Strict):
     licence: str
     algorithm_family: CodedConcept
     """TID 4019 *Algorithm Family* (CID 7162)."""
+    golden: GoldenRun | None = None
+    acceptance: Acceptance | None = None
     files: dict[str, str]
     """sha256 (hexadecimal) of every file of the bundle but the card."""
 
@@ -184,6 +267,22 @@ class Card(_Strict):
                 raise ValueError(f"finding {finding.name} names labels that do not exist: {sorted(unknown)}")
         return self
 
+    @model_validator(mode="after")
+    def _golden_run_has_its_file(self) -> Card:
+        if self.golden is not None and GOLDEN_FILE not in self.files:
+            raise ValueError(f"a golden run is stated, but no sha256 of {GOLDEN_FILE}")
+        if self.golden is None and GOLDEN_FILE in self.files:
+            raise ValueError(f"{GOLDEN_FILE} is listed, but golden does not state tolerances")
+        return self
+
+    @model_validator(mode="after")
+    def _criteria_name_findings(self) -> Card:
+        known = {finding.name for finding in self.findings}
+        for criterion in self.acceptance.criteria if self.acceptance else ():
+            if criterion.finding not in known:
+                raise ValueError(f"criterion {criterion.name} is about {criterion.finding}, which is no finding")
+        return self
+
     def label_indices(self, finding: Finding) -> tuple[int, ...]:
         """Positions on the logits axis of the labels that `finding` sums."""
         names = [label.name for label in self.labels]
@@ -204,6 +303,10 @@ class Bundle:
     @property
     def reference_path(self) -> Path:
         return self.folder / REFERENCE_FILE
+
+    @property
+    def golden_path(self) -> Path:
+        return self.folder / GOLDEN_FILE
 
     @property
     def model_sha256(self) -> str:

@@ -1,8 +1,8 @@
-"""Model versions in MLflow's model registry. The only file that imports MLflow.
+"""Model versions in MLflow's model registry. With :mod:`models.tracking` the only file that imports MLflow.
 
 A bundle is registered as a run (its card as parameters, metrics and tags, its files as artifacts) with a model version
-that points at them, so that ``mlflow ui`` shows what the gateway may run. Which version runs is decided by the aliases
-``champion``, ``shadow`` and ``canary``.
+that points at them, so that ``mlflow ui`` shows what the gateway may run. The aliases ``champion``, ``shadow`` and
+``canary`` say what runs.
 
 Embedded by default: a SQLite file and a folder beside it. A tracking server is used by giving its URL.
 
@@ -11,37 +11,21 @@ Importing MLflow takes about two and a half seconds, so it happens when a regist
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import hashlib
-import logging
-import os
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from models.card import CARD_FILE, Bundle, Card, file_sha256, load_bundle
 from models.errors import BundleError, RegistryError
+from models.tracking import LONGEST_PARAMETER, Tracking, mapped, mlflow_key
 
 ALIASES = ("champion", "shadow", "canary")
 EXPERIMENT = "bundles"
 
 _BUNDLE_FOLDER = "bundle"
-_SQLITE = "sqlite:///"
-_LONGEST_PARAMETER = 500
 _CARD_VERSION, _BUNDLE_SHA256, _MODEL_SHA256 = "card_version", "bundle_sha256", "model_sha256"
-_QUIET = {
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    "DO_NOT_TRACK": "true",
-    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
-    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
-    "GIT_PYTHON_REFRESH": "quiet",
-}
-"""Read by MLflow when it is imported or asked; a value that is already set in the environment is kept."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,22 +58,8 @@ class ModelRegistry:
     """
 
     def __init__(self, tracking_uri: str, artifact_root: Path) -> None:
-        for name, value in _QUIET.items():
-            os.environ.setdefault(name, value)
-        from mlflow import MlflowClient
-
-        for name in ("mlflow", "alembic"):
-            logging.getLogger(name).setLevel(logging.WARNING)
-        self._artifact_root = artifact_root.resolve()
-        self._is_served = tracking_uri.startswith(("http://", "https://", "databricks"))
-        self._experiment_id: str | None = None
-        with _mapped("cannot be opened"):
-            self._artifact_root.mkdir(parents=True, exist_ok=True)
-            if tracking_uri.startswith(_SQLITE):
-                database = Path(tracking_uri.removeprefix(_SQLITE))
-                with self._lock():
-                    _create_database(database, self._artifact_root)
-            self._client = MlflowClient(tracking_uri=tracking_uri, registry_uri=tracking_uri)
+        self._tracking = Tracking(tracking_uri, artifact_root)
+        self._client = self._tracking.client
 
     def register(self, bundle: Bundle) -> str:
         """Register a bundle, once: the same bytes again give the same version.
@@ -105,7 +75,7 @@ class ModelRegistry:
             The same card version is registered with other bytes, or the registry cannot be reached.
         """
         card, sha256 = bundle.card, bundle_sha256(bundle.folder)
-        with _mapped(f"could not register {card.name} version {card.version}"), self._lock():
+        with mapped(f"could not register {card.name} version {card.version}"), self._tracking.lock():
             for known in self._versions(card.name):
                 if known.card_version != card.version:
                     continue
@@ -142,7 +112,7 @@ class ModelRegistry:
         """
         if alias not in ALIASES:
             raise RegistryError(f"there is no alias {alias}; aliases are {', '.join(ALIASES)}")
-        with _mapped(f"could not set {alias} of {model_name}"):
+        with mapped(f"could not set {alias} of {model_name}"):
             for known in self._versions(model_name):
                 if known.card_version == version:
                     if alias not in known.aliases:
@@ -152,7 +122,7 @@ class ModelRegistry:
 
     def remove_alias(self, model_name: str, alias: str) -> None:
         """Take an alias off a model; nothing happens where it is not set."""
-        with _mapped(f"could not remove {alias} of {model_name}"):
+        with mapped(f"could not remove {alias} of {model_name}"):
             self._client.delete_registered_model_alias(model_name, alias)
 
     def versions(self, model_name: str | None = None) -> list[RegisteredVersion]:
@@ -163,7 +133,7 @@ class ModelRegistry:
         RegistryError
             The registry cannot be reached.
         """
-        with _mapped("could not list versions"):
+        with mapped("could not list versions"):
             return self._versions(model_name)
 
     def resolve(self, model_name: str, alias: str) -> Bundle:
@@ -176,7 +146,7 @@ class ModelRegistry:
         BundleError
             The files are not those that were registered.
         """
-        with _mapped(f"could not resolve {model_name} {alias}"):
+        with mapped(f"could not resolve {model_name} {alias}"):
             found = next((known for known in self._versions(model_name) if alias in known.aliases), None)
         if found is None:
             raise RegistryError(f"{model_name} has no version with the alias {alias}")
@@ -193,7 +163,7 @@ class ModelRegistry:
             The files are not those that were registered.
         """
         model_name = version.model_name
-        with _mapped(f"could not fetch {model_name} version {version.card_version}"):
+        with mapped(f"could not fetch {model_name} version {version.card_version}"):
             run_id = self._client.get_model_version(model_name, version.registry_version).run_id
             folder = self._local_folder(str(run_id))
         bundle = load_bundle(folder)
@@ -208,11 +178,11 @@ class ModelRegistry:
 
         The folder is found by the run and not by the location that MLflow recorded, so that a data folder can be moved.
         """
-        own = self._artifact_root / run_id / "artifacts" / _BUNDLE_FOLDER
-        if own.is_dir() or not self._is_served:
+        own = self._tracking.artifact_root / run_id / "artifacts" / _BUNDLE_FOLDER
+        if own.is_dir() or not self._tracking.is_served:
             return own
-        with self._lock():
-            copy = self._artifact_root / "downloaded" / run_id
+        with self._tracking.lock():
+            copy = self._tracking.artifact_root / "downloaded" / run_id
             if not (copy / _BUNDLE_FOLDER / CARD_FILE).is_file():
                 copy.mkdir(parents=True, exist_ok=True)
                 self._client.download_artifacts(run_id, _BUNDLE_FOLDER, str(copy))
@@ -249,38 +219,11 @@ class ModelRegistry:
 
     def _log_run(self, bundle: Bundle, sha256: str) -> str:
         """Write the card's facts and the bundle's files as one run."""
-        from mlflow.entities import Metric, Param
-
         card = bundle.card
-        run = self._client.create_run(
-            self._experiment(), run_name=f"{card.name}-{card.version}", tags=_identity(bundle, sha256)
-        )
-        run_id = str(run.info.run_id)
-        started_ms = int(run.info.start_time)
-        self._client.log_batch(
-            run_id,
-            metrics=[Metric(name, value, started_ms, 0) for name, value in card_metrics(card).items()],
-            params=[Param(name, value) for name, value in card_parameters(card).items()],
-        )
+        run_id = self._tracking.create_run(EXPERIMENT, f"{card.name}-{card.version}", _identity(bundle, sha256))
+        self._tracking.log(run_id, params=card_parameters(card), metrics=card_metrics(card))
         self._client.log_artifacts(run_id, str(bundle.folder), _BUNDLE_FOLDER)
         return run_id
-
-    def _experiment(self) -> str:
-        if self._experiment_id is None:
-            known = self._client.get_experiment_by_name(EXPERIMENT)
-            if known is not None:
-                self._experiment_id = str(known.experiment_id)
-            else:
-                location = None if self._is_served else self._artifact_root.as_uri()
-                self._experiment_id = str(self._client.create_experiment(EXPERIMENT, artifact_location=location))
-        return self._experiment_id
-
-    @contextlib.contextmanager
-    def _lock(self) -> Iterator[None]:
-        """Keep two processes of this machine from creating or registering the same thing at once."""
-        with (self._artifact_root / ".lock").open("w") as stream:
-            fcntl.flock(stream, fcntl.LOCK_EX)
-            yield
 
 
 def bundle_sha256(folder: Path) -> str:
@@ -312,23 +255,23 @@ def card_parameters(card: Card) -> dict[str, str]:
         facts[f"training_data.{index}"] = (
             f"{source.name}, {source.count} images, {source.licence}, sha256 {source.sha256}"
         )
-    return {_key(name): value[:_LONGEST_PARAMETER] for name, value in facts.items() if value}
+        facts[f"training_data.{index}.dvc_hash"] = source.dvc_hash
+    if card.acceptance is not None:
+        facts["acceptance"] = f"{card.acceptance.written_at}, {card.acceptance.written_by}: {card.acceptance.studies}"
+        for criterion in card.acceptance.criteria:
+            facts[f"acceptance.{criterion.name}"] = criterion.in_words()
+    return {mlflow_key(name): value[:LONGEST_PARAMETER] for name, value in facts.items() if value}
 
 
 def card_metrics(card: Card) -> dict[str, float]:
     """A card's metrics with their confidence bounds, as MLflow metrics."""
     values: dict[str, float] = {}
     for metric in card.metrics:
-        key = _key(f"{metric.name}/{metric.dataset}")
+        key = mlflow_key(f"{metric.name}/{metric.dataset}")
         for suffix, value in (("", metric.value), (".low", metric.low), (".high", metric.high)):
             if value is not None:
                 values[key + suffix] = value
     return values
-
-
-def _key(name: str) -> str:
-    """A name in MLflow's alphabet."""
-    return re.sub(r"[^\w\-. /]", "_", name, flags=re.ASCII)[:240].strip("/ .") or "_"
 
 
 def _checked_name(model_name: str) -> str:
@@ -363,46 +306,3 @@ def _with_aliases(entry: RegisteredVersion, aliases: dict[str, str]) -> Register
         model_sha256=entry.model_sha256,
         aliases=tuple(own),
     )
-
-
-@contextlib.contextmanager
-def _mapped(what: str) -> Iterator[None]:
-    """Map what MLflow, its database and the disk raise. Messages are left out: they may hold a server's credentials."""
-    from mlflow.exceptions import MlflowException
-    from sqlalchemy.exc import SQLAlchemyError
-
-    try:
-        yield
-    except MlflowException as error:
-        raise RegistryError(f"the model registry {what} ({error.error_code})") from error
-    except (SQLAlchemyError, OSError) as error:
-        raise RegistryError(f"the model registry {what} ({type(error).__name__})") from error
-
-
-def _create_database(database: Path, artifact_root: Path) -> None:
-    """Make MLflow's database where there is none yet.
-
-    MLflow runs a hundred migrations with hundreds of commits, each of which waits for the disk. They are run on a file
-    beside the final one without waiting, then that file is written through and renamed: quicker by seconds, and a kill
-    leaves either no database or a whole one.
-    """
-    if database.exists():
-        return
-    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
-    from sqlalchemy import event
-    from sqlalchemy.engine import Engine
-
-    def without_waiting(connection: Any, _record: object) -> None:
-        connection.execute("PRAGMA synchronous = OFF")
-        connection.execute("PRAGMA journal_mode = MEMORY")
-
-    database.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = database.with_name(f"{database.name}.{os.getpid()}.new")
-    event.listen(Engine, "connect", without_waiting)
-    try:
-        SqlAlchemyStore(f"{_SQLITE}{unfinished}", artifact_root.as_uri()).engine.dispose()
-    finally:
-        event.remove(Engine, "connect", without_waiting)
-    with unfinished.open("rb") as stream:
-        os.fsync(stream.fileno())
-    unfinished.replace(database)
