@@ -18,7 +18,12 @@
     ├── ResultError                a result object cannot be built                     (fail)
     │   └── ResultMismatchError    result and source disagree on who or what it is     (fail, loudly)
     ├── AccountError               an account or token cannot be made or changed so    (reject, with the reason)
+    ├── LifecycleError             a model version may not go there, or not yet        (reject, with the reason)
     ├── TruthError                 what a reader is said to have found cannot be used   (reject, with the reason)
+    ├── QueryError                 a query for saved studies is not understood         (reject, with the place)
+    ├── SavedError                 saved studies cannot be kept, exported or read      (fail)
+    ├── ReplayError                a prediction cannot be made again: something is gone (fail)
+    ├── PausedError                a model version is left alone after failures        (retry, which is no attempt)
     ├── BusyError                  too much of one kind is asked for at once           (retry)
     └── DeliveryError              a destination refused or could not be reached       (retry)
 
@@ -113,6 +118,30 @@ class TruthError(GatewayError):
     """What a reader is said to have found cannot be taken in; says why."""
 
 
+class LifecycleError(GatewayError):
+    """A model version may not go to the state asked for, or not yet; says what is missing."""
+
+
+class QueryError(GatewayError):
+    """A query for saved studies is not understood; says where, what was found and what was expected."""
+
+
+class SavedError(GatewayError):
+    """Saved studies cannot be kept, exported or read as they should; says why."""
+
+
+class ReplayError(GatewayError):
+    """A prediction cannot be made again, since its input or its bundle is gone; says which."""
+
+
+class PausedError(GatewayError):
+    """A study waits for a model version that is left alone after failures."""
+
+    def __init__(self, message: str = "", *, wait_s: float = 0.0) -> None:
+        super().__init__(message)
+        self.wait_s = wait_s
+
+
 class BusyError(GatewayError):
     """Too much of one kind is asked for at once; later it would work."""
 
@@ -147,7 +176,12 @@ DISPOSITIONS: Mapping[type[Exception], Disposition] = {
     ResultMismatchError: Disposition.FAIL,
     ResultError: Disposition.FAIL,
     AccountError: Disposition.REJECT,
+    LifecycleError: Disposition.REJECT,
     TruthError: Disposition.REJECT,
+    QueryError: Disposition.REJECT,
+    SavedError: Disposition.FAIL,
+    ReplayError: Disposition.FAIL,
+    PausedError: Disposition.RETRY,
     BusyError: Disposition.RETRY,
     DeliveryError: Disposition.RETRY,
     BundleError: Disposition.FAIL,
