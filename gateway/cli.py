@@ -17,6 +17,7 @@ from gateway.deidentify_command import add_deidentify_commands
 from gateway.errors import GatewayError
 from gateway.retention_commands import add_retention_commands
 from gateway.settings import Settings, load_settings
+from gateway.truth_commands import add_truth_commands
 from gateway.vault_commands import add_vault_commands
 
 if TYPE_CHECKING:
@@ -112,6 +113,7 @@ def _parser() -> argparse.ArgumentParser:
     add_account_commands(commands, _add_place, _open_accounts)
     add_vault_commands(commands, _add_place, _open_site)
     add_deidentify_commands(commands)
+    add_truth_commands(commands, _add_place, _open_site)
     return parser
 
 

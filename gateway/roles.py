@@ -21,6 +21,8 @@ class Permission(StrEnum):
     """Acknowledge and close."""
     MODELS = "models"
     """Choose which model versions run."""
+    READS = "reads"
+    """Say what a study really shows: the reference that models are held against."""
     STORE = "store"
     """Give images to the gateway over HTTP (STOW-RS)."""
     IDENTITY = "identity"
@@ -42,7 +44,9 @@ class Role(StrEnum):
 
 PERMISSIONS: Mapping[Role, frozenset[Permission]] = {
     Role.VIEWER: frozenset({Permission.OWN, Permission.SEE}),
-    Role.RADIOLOGIST: frozenset({Permission.OWN, Permission.SEE, Permission.STUDIES, Permission.IDENTITY}),
+    Role.RADIOLOGIST: frozenset(
+        {Permission.OWN, Permission.SEE, Permission.STUDIES, Permission.READS, Permission.IDENTITY}
+    ),
     Role.ENGINEER: frozenset(
         {Permission.OWN, Permission.SEE, Permission.STUDIES, Permission.ALARMS, Permission.MODELS}
     ),

@@ -125,8 +125,13 @@ class Access:
         address = request.client.host if request.client else ""
         if not self.is_on:
             # Who may change accounts with nobody asked who they are would be in still when log-in is on again.
-            # And a look-up of an identity says who asked.
-            allowed = frozenset(Permission) - {Permission.ADMINISTER, Permission.OWN, Permission.IDENTITY}
+            # A look-up of an identity says who asked, and a read whose it is.
+            allowed = frozenset(Permission) - {
+                Permission.ADMINISTER,
+                Permission.OWN,
+                Permission.IDENTITY,
+                Permission.READS,
+            }
             return Caller(kind="anyone", actor="anyone", address=address, permissions=allowed)
         authorization = request.headers.get("authorization")
         cookie = request.cookies.get(cookie_name(request), "")
@@ -223,6 +228,7 @@ MayOwn = Annotated[Caller, Depends(require(Permission.OWN))]
 MaySee = Annotated[Caller, Depends(require(Permission.SEE))]
 MayActOnStudies = Annotated[Caller, Depends(require(Permission.STUDIES))]
 MayActOnAlarms = Annotated[Caller, Depends(require(Permission.ALARMS))]
+MayRead = Annotated[Caller, Depends(require(Permission.READS))]
 MayIdentify = Annotated[Caller, Depends(require(Permission.IDENTITY))]
 MayAdminister = Annotated[Caller, Depends(require(Permission.ADMINISTER))]
 
@@ -234,6 +240,8 @@ def _nobody(address: str) -> Caller:
 def _refusal(caller: Caller, permission: Permission) -> str:
     if caller.kind == "anyone" and permission is Permission.IDENTITY:
         return "log-in is off (web.authentication), and a look-up says who asked; `gateway vault find` does meanwhile"
+    if caller.kind == "anyone" and permission is Permission.READS:
+        return "log-in is off (web.authentication), and a read says whose it is; `gateway truth import` does meanwhile"
     if caller.kind == "anyone":
         return "log-in is off (web.authentication); accounts are managed by the command line meanwhile"
     if caller.kind == "token" and permission is Permission.OWN:
