@@ -12,10 +12,11 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import Connection, insert, select
+from sqlalchemy import Connection, RowMapping, insert, select
 
+from gateway.errors import LifecycleError
 from gateway.store.engine import Store
-from gateway.store.schema import model_version
+from gateway.store.schema import model_request, model_version
 
 
 class VersionState(StrEnum):
@@ -71,6 +72,35 @@ class ServedVersion:
     traffic: Mapping[str, Any]
 
 
+class RequestState(StrEnum):
+    """What became of a request."""
+
+    OPEN = "open"
+    CARRIED_OUT = "carried out"
+    REFUSED = "refused"
+    WITHDRAWN = "withdrawn"
+    VOID = "void"
+    """The champion changed, or the version left the state it was proposed in, before enough people had approved."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """A proposal to let a version judge for others."""
+
+    request_key: str
+    model_name: str
+    version: int
+    to_state: VersionState
+    traffic: Mapping[str, Any]
+    comparison_key: str | None
+    report_sha256: str
+    reason: str
+    proposed_by: str
+    proposed_at: datetime
+    state: RequestState
+    decided_at: datetime | None
+
+
 def served_versions(store: Store) -> tuple[ServedVersion, ...]:
     """Every version that runs, by model and state."""
     names = ("model_name", "version", "state", "folder", "model_sha256", "traffic")
@@ -92,10 +122,56 @@ def known_versions(store: Store, model_name: str | None = None) -> tuple[KnownVe
     if model_name is not None:
         statement = statement.where(model_version.c.model_name == model_name)
     with store.read() as connection:
-        return tuple(
-            KnownVersion(**dict(row) | {"state": VersionState(row["state"])})
-            for row in connection.execute(statement).mappings()
-        )
+        return tuple(_known(row) for row in connection.execute(statement).mappings())
+
+
+def find_version(connection: Connection, model_name: str, version: int) -> KnownVersion:
+    """One version. Raises :class:`LifecycleError` where there is no such version."""
+    same = (model_version.c.model_name == model_name) & (model_version.c.version == version)
+    row = connection.execute(select(model_version).where(same)).mappings().one_or_none()
+    if row is None:
+        raise LifecycleError(f"there is no version {model_name}@{version}")
+    return _known(row)
+
+
+def version_in(connection: Connection, model_name: str, state: VersionState) -> KnownVersion | None:
+    """The version of a model that is champion, canary or shadow; ``None`` where none is."""
+    same = (model_version.c.model_name == model_name) & (model_version.c.state == state)
+    row = connection.execute(select(model_version).where(same)).mappings().one_or_none()
+    return None if row is None else _known(row)
+
+
+def find_request(connection: Connection, request_key: str) -> Request:
+    """One request. Raises :class:`LifecycleError` where there is none of that key."""
+    statement = select(model_request).where(model_request.c.request_key == request_key)
+    row = connection.execute(statement).mappings().one_or_none()
+    if row is None:
+        raise LifecycleError(f"there is no request {request_key}")
+    return _request(row)
+
+
+def requests(
+    connection: Connection,
+    *,
+    model_name: str | None = None,
+    version: int | None = None,
+    state: RequestState | None = None,
+) -> tuple[Request, ...]:
+    """Requests, newest first."""
+    statement = select(model_request).order_by(model_request.c.proposed_at.desc(), model_request.c.request_key)
+    for column, wanted in (("model_name", model_name), ("version", version), ("state", state)):
+        if wanted is not None:
+            statement = statement.where(model_request.c[column] == wanted)
+    return tuple(_request(row) for row in connection.execute(statement).mappings())
+
+
+def _known(row: RowMapping) -> KnownVersion:
+    return KnownVersion(**dict(row) | {"state": VersionState(row["state"])})
+
+
+def _request(row: RowMapping) -> Request:
+    states = {"to_state": VersionState(row["to_state"]), "state": RequestState(row["state"])}
+    return Request(**dict(row) | states)
 
 
 def add_version(

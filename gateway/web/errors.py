@@ -5,6 +5,7 @@ StoreError, no such row       404
 StoreError, cannot be read    503
 UnreadableError, PixelError   422
 TransitionError, AlarmError   409
+LifecycleError                409
 AccountError                  422
 BusyError                     503, with Retry-After
 a request that does not fit   422
@@ -30,6 +31,7 @@ from gateway.errors import (
     BusyError,
     GatewayError,
     IdentityError,
+    LifecycleError,
     StoreError,
     TransitionError,
     UnreadableError,
@@ -49,6 +51,7 @@ STATUSES: Mapping[type[Exception], int] = {
     IdentityError: 409,
     VaultError: 503,
     TransitionError: 409,
+    LifecycleError: 409,
     AlarmError: 409,
     UnreadableError: 422,
     PixelError: 422,
