@@ -292,6 +292,35 @@ class WorkerSettings(_Section):
     providers: tuple[str, ...]
 
 
+class ShadowSettings(_Section):
+    """Versions that run beside the judging ones, unseen."""
+
+    memory_bytes: int = Field(ge=0)
+    when_full: Literal["run", "skip"]
+    """Whether studies wait for it, or it misses some, once so much waits for it."""
+
+
+class CanarySettings(_Section):
+    """When a canary is ended by itself, where its own limits say nothing else."""
+
+    least_studies: int = Field(ge=1)
+    error_fraction: float = Field(gt=0, lt=1)
+    latency_ratio: float = Field(gt=0)
+    disagreement_fraction: float = Field(gt=0, lt=1)
+    drift: bool
+    false_end_probability: float = Field(gt=0, lt=0.5)
+
+
+class BreakerSettings(_Section):
+    """When a version that fails or is slow is left alone for a while."""
+
+    failures: int = Field(ge=1)
+    slow_s: float = Field(gt=0)
+    first_pause_s: float = Field(gt=0)
+    longest_pause_s: float = Field(gt=0)
+    policy: Literal["wait", "not judged"]
+
+
 class SenderSettings(_Section):
     """The process that delivers results."""
 
@@ -306,6 +335,10 @@ class ModelSettings(_Section):
     """The model registry."""
 
     tracking_uri: str
+    keep_former: bool
+    """Whether workers keep the former champion loaded, so that a rollback need not load it."""
+    keep_former_free_bytes: int = Field(ge=0)
+    """Not while less memory than this would be free."""
 
 
 class MonitorSettings(_Section):
@@ -374,6 +407,9 @@ class Settings(_Section):
     deidentification: DeidentificationSettings
     vault: VaultSettings
     worker: WorkerSettings
+    shadow: ShadowSettings
+    canary: CanarySettings
+    breaker: BreakerSettings
     sender: SenderSettings
     models: ModelSettings
     monitor: MonitorSettings
