@@ -6,7 +6,7 @@ StoreError, cannot be read    503
 UnreadableError, PixelError   422
 TransitionError, AlarmError   409
 LifecycleError                409
-AccountError                  422
+AccountError, TruthError      422
 BusyError                     503, with Retry-After
 a request that does not fit   422
 anything else                 500, without detail, by :class:`gateway.web.security.Guard`
@@ -34,6 +34,7 @@ from gateway.errors import (
     LifecycleError,
     StoreError,
     TransitionError,
+    TruthError,
     UnreadableError,
     VaultError,
 )
@@ -48,6 +49,7 @@ STATUSES: Mapping[type[Exception], int] = {
     StoreError: 503,
     BusyError: 503,
     AccountError: 422,
+    TruthError: 422,
     IdentityError: 409,
     VaultError: 503,
     TransitionError: 409,
