@@ -1,0 +1,341 @@
+"""Saved studies as rows: what was kept of a study, and what each model version said about its images.
+
+A row promises that its folder is there, whole: the folder is renamed into place before the row is written, and the row
+is marked as removed before the folder goes. So a kill in between leaves a folder that no row needs, never the reverse.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Connection, Select, delete, exists, func, insert, or_, select, update
+
+from gateway.store.engine import Store
+from gateway.store.schema import instance, saved_image, saved_study, saving_place, study
+
+Place = tuple[datetime, str]
+"""Where a walk stands: time and key of the last row looked at."""
+_PLACE_NAME = "judged"
+_STUDY_COLUMNS = tuple(column for column in saved_study.c if column.name != "removed_at")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SavedPrediction:
+    """What one model version said about one frame when it was judged."""
+
+    model_name: str
+    model_version: int
+    role: str
+    """As what the version judged: champion, canary, shadow."""
+    device_key: str
+    laterality: str
+    judged_at: datetime
+    content: Mapping[str, Any]
+    """findings, probabilities, logits, ungradable_reasons, acquisition_findings, parameters, statistics, model_sha256,
+    provenance, inference_ms; without what tells a patient's age or sex."""
+
+    @property
+    def findings(self) -> Sequence[Mapping[str, Any]]:
+        """Findings with score, operating point and whether they are present."""
+        found: Sequence[Mapping[str, Any]] = self.content["findings"]
+        return found
+
+    @property
+    def is_ungradable(self) -> bool:
+        """Whether the picture was too poor for this version to say anything."""
+        return bool(self.content["ungradable_reasons"])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SavedImage:
+    """One frame of a saved study, with every prediction of it that is kept."""
+
+    instance_key: str
+    frame_index: int
+    file_name: str
+    """In the study's folder."""
+    sha256: str
+    """Of the file."""
+    predictions: tuple[SavedPrediction, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SavedStudyRow:
+    """One saved study. Holds no PHI."""
+
+    saved_key: str
+    study_key: str
+    rule: str
+    reason: str
+    person: str
+    """Pseudonym of the patient."""
+    folder: str
+    """Relative to the data folder."""
+    instance_count: int
+    size_bytes: int
+    received_at: datetime
+    saved_at: datetime
+    modality: str
+    characteristics: Mapping[str, str]
+    images: tuple[SavedImage, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewPrediction:
+    """A prediction to be kept with a saved study."""
+
+    instance_key: str
+    frame_index: int
+    file_name: str
+    sha256: str
+    prediction: SavedPrediction
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Holdings:
+    """How much is saved."""
+
+    studies: int
+    size_bytes: int
+
+
+def add_saved_study(store: Store, row: SavedStudyRow, predictions: Iterable[NewPrediction], place: Place) -> str | None:
+    """Write down a study whose folder is in place, and that the walk has passed it: all of it in one transaction.
+
+    A study that was saved before gets the new folder, and what is new about its images is added.
+
+    Returns
+    -------
+    The folder that was replaced and is needed no more; ``None`` where there was none.
+    """
+    values = {column.name: getattr(row, column.name) for column in _STUDY_COLUMNS}
+    values["characteristics"] = dict(row.characteristics)
+    replaced: str | None = None
+    with store.write() as connection:
+        known = connection.execute(
+            select(saved_study.c.folder).where(saved_study.c.saved_key == row.saved_key)
+        ).scalar()
+        if known is None:
+            connection.execute(insert(saved_study).values(values))
+        else:
+            replaced = known if known != row.folder else None
+            changed = {name: values[name] for name in ("folder", "instance_count", "size_bytes")}
+            connection.execute(update(saved_study).where(saved_study.c.saved_key == row.saved_key).values(changed))
+        _put_predictions(connection, row.saved_key, predictions)
+        _set_place(connection, place)
+    return replaced
+
+
+def add_predictions(store: Store, saved_key: str, predictions: Iterable[NewPrediction]) -> None:
+    """Keep further predictions of images that are saved, such as those of a version that came later."""
+    with store.write() as connection:
+        _put_predictions(connection, saved_key, predictions)
+
+
+def _put_predictions(connection: Connection, saved_key: str, predictions: Iterable[NewPrediction]) -> None:
+    for new in predictions:
+        said = new.prediction
+        same = (
+            (saved_image.c.instance_key == new.instance_key)
+            & (saved_image.c.frame_index == new.frame_index)
+            & (saved_image.c.model_name == said.model_name)
+            & (saved_image.c.model_version == said.model_version)
+        )
+        connection.execute(delete(saved_image).where(same))
+        connection.execute(
+            insert(saved_image).values(
+                saved_key=saved_key,
+                instance_key=new.instance_key,
+                frame_index=new.frame_index,
+                file_name=new.file_name,
+                sha256=new.sha256,
+                model_name=said.model_name,
+                model_version=said.model_version,
+                role=said.role,
+                device_key=said.device_key,
+                laterality=said.laterality,
+                prediction=dict(said.content),
+                judged_at=said.judged_at,
+            )
+        )
+
+
+def saved_page(
+    store: Store,
+    *,
+    since: datetime | None = None,
+    until: datetime | None = None,
+    models: frozenset[tuple[str, int | None]] = frozenset(),
+    saved_before: datetime | None = None,
+    place: Place | None = None,
+    limit: int = 200,
+) -> tuple[SavedStudyRow, ...]:
+    """The next saved studies in order of arrival, each with all its images and predictions.
+
+    Parameters
+    ----------
+    since, until
+        Received at or after the first and before the second.
+    models
+        Names with a version, or with ``None`` for any: studies that one of them judged. Empty: all.
+    saved_before
+        What was saved at or before it; leaves out what came since a walk began.
+    place
+        ``received_at`` and ``saved_key`` of the last study of the page before.
+    """
+    found = select(*_STUDY_COLUMNS).where(saved_study.c.removed_at.is_(None))
+    when, key = saved_study.c.received_at, saved_study.c.saved_key
+    if since is not None:
+        found = found.where(when >= since)
+    if until is not None:
+        found = found.where(when < until)
+    if saved_before is not None:
+        found = found.where(saved_study.c.saved_at <= saved_before)
+    if models:
+        found = found.where(_judged_by(models))
+    if place is not None:
+        found = found.where(when >= place[0], or_(when > place[0], key > place[1]))
+    return _with_images(store, found.order_by(when, key).limit(limit))
+
+
+def _judged_by(models: frozenset[tuple[str, int | None]]) -> Any:
+    wanted = [
+        (saved_image.c.model_name == name) & (True if version is None else saved_image.c.model_version == version)
+        for name, version in sorted(models, key=str)
+    ]
+    return exists().where(saved_image.c.saved_key == saved_study.c.saved_key, or_(*wanted))
+
+
+def find_saved(store: Store, key: str) -> SavedStudyRow | None:
+    """The saved study of that saved key or study key, unless it was removed."""
+    either = (saved_study.c.saved_key == key) | (saved_study.c.study_key == key)
+    found = _with_images(store, select(*_STUDY_COLUMNS).where(either, saved_study.c.removed_at.is_(None)))
+    return found[0] if found else None
+
+
+def _with_images(store: Store, statement: Select[Any]) -> tuple[SavedStudyRow, ...]:
+    with store.read() as connection:
+        rows = connection.execute(statement).mappings().all()
+        keys = [row["saved_key"] for row in rows]
+        images = connection.execute(
+            select(saved_image)
+            .where(saved_image.c.saved_key.in_(keys))
+            .order_by(saved_image.c.instance_key, saved_image.c.frame_index, saved_image.c.saved_image_id)
+        ).mappings()
+        by_study: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
+        for image in images:
+            by_study[image["saved_key"]].append(dict(image))
+    return tuple(SavedStudyRow(**dict(row), images=_images(by_study[row["saved_key"]])) for row in rows)
+
+
+def _images(rows: Sequence[Mapping[str, Any]]) -> tuple[SavedImage, ...]:
+    frames: dict[tuple[str, int], list[Mapping[str, Any]]] = defaultdict(list)
+    for row in rows:
+        frames[row["instance_key"], row["frame_index"]].append(row)
+    return tuple(
+        SavedImage(
+            instance_key=instance_key,
+            frame_index=frame_index,
+            file_name=of_frame[0]["file_name"],
+            sha256=of_frame[0]["sha256"],
+            predictions=tuple(
+                SavedPrediction(
+                    model_name=row["model_name"],
+                    model_version=row["model_version"],
+                    role=row["role"],
+                    device_key=row["device_key"],
+                    laterality=row["laterality"],
+                    judged_at=row["judged_at"],
+                    content=row["prediction"],
+                )
+                for row in of_frame
+            ),
+        )
+        for (instance_key, frame_index), of_frame in frames.items()
+    )
+
+
+def original_identifiers(store: Store, study_key: str) -> dict[str, dict[str, str]]:
+    """Instance key -> what the study's and the image's originals are called, as long as their rows are kept. PHI."""
+    columns = (study.c.study_instance_uid, study.c.accession_number, instance.c.sop_instance_uid)
+    query = (
+        select(instance.c.instance_key, *columns)
+        .join(study, study.c.study_key == instance.c.study_key)
+        .where(instance.c.study_key == study_key)
+    )
+    with store.read() as connection:
+        rows = connection.execute(query).mappings().all()
+    return {
+        row["instance_key"]: {column.name: row[column.name] for column in columns if row[column.name]} for row in rows
+    }
+
+
+def was_removed(store: Store, study_key: str) -> bool:
+    """Whether a study was saved once and then removed by a person: it is not saved again."""
+    with store.read() as connection:
+        found = connection.execute(
+            select(saved_study.c.removed_at).where(saved_study.c.study_key == study_key)
+        ).one_or_none()
+    return found is not None and found.removed_at is not None
+
+
+def mark_removed(connection: Connection, saved_keys: Sequence[str], now: datetime) -> tuple[str, ...]:
+    """Mark saved studies as removed and drop what was said about their images; returns the folders that go."""
+    going = saved_study.c.saved_key.in_(saved_keys) & saved_study.c.removed_at.is_(None)
+    rows = connection.execute(select(saved_study.c.saved_key, saved_study.c.folder).where(going)).all()
+    keys = [row.saved_key for row in rows]
+    connection.execute(delete(saved_image).where(saved_image.c.saved_key.in_(keys)))
+    # What is left says that there was a study and that it was removed: neither whose it was nor what it showed.
+    gone = update(saved_study).where(saved_study.c.saved_key.in_(keys))
+    connection.execute(gone.values(removed_at=now, person="", characteristics={}))
+    return tuple(row.folder for row in rows)
+
+
+def needed_folders(store: Store, folders: Sequence[str]) -> frozenset[str]:
+    """Those of these folders, relative to the data folder, that a row promises."""
+    query = select(saved_study.c.folder).where(saved_study.c.folder.in_(folders), saved_study.c.removed_at.is_(None))
+    with store.read() as connection:
+        return frozenset(connection.execute(query).scalars())
+
+
+def holdings(store: Store) -> Holdings:
+    """How much is saved now."""
+    query = select(func.count(), func.coalesce(func.sum(saved_study.c.size_bytes), 0))
+    with store.read() as connection:
+        studies, size_bytes = connection.execute(query.where(saved_study.c.removed_at.is_(None))).one()
+    return Holdings(studies=studies, size_bytes=int(size_bytes))
+
+
+def saved_since(store: Store, rule: str, since: datetime) -> int:
+    """How many studies a rule has saved since; those that were removed count, too."""
+    query = select(func.count()).where(saved_study.c.rule == rule, saved_study.c.saved_at >= since)
+    with store.read() as connection:
+        return connection.execute(query).scalar_one()
+
+
+def read_place(store: Store) -> Place | None:
+    """Up to where judged studies have been looked at; ``None`` while no rule saves."""
+    query = select(saving_place.c.judged_at, saving_place.c.study_key).where(saving_place.c.name == _PLACE_NAME)
+    with store.read() as connection:
+        row = connection.execute(query).one_or_none()
+    return None if row is None else (row.judged_at, row.study_key)
+
+
+def write_place(store: Store, place: Place | None) -> None:
+    """Remember up to where judged studies have been looked at; ``None`` forgets it."""
+    with store.write() as connection:
+        if place is None:
+            connection.execute(delete(saving_place))
+        else:
+            _set_place(connection, place)
+
+
+def _set_place(connection: Connection, place: Place) -> None:
+    values = {"judged_at": place[0], "study_key": place[1]}
+    changed = connection.execute(update(saving_place).where(saving_place.c.name == _PLACE_NAME).values(values))
+    if changed.rowcount == 0:
+        connection.execute(insert(saving_place).values(name=_PLACE_NAME, **values))
