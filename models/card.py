@@ -218,6 +218,8 @@ class GoldenRun(_Strict):
     """Largest absolute difference of a score. Above 0.05 a check would let another model pass."""
     logit_tolerance: float = Field(gt=0, allow_inf_nan=False)
     """Largest absolute difference of a logit."""
+    embedding_tolerance: float = Field(default=0.01, gt=0, allow_inf_nan=False)
+    """Largest absolute difference of a component of the embedding, which drift is judged on."""
 
 
 class Card(_Strict):

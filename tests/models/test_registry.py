@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from models.card import CARD_FILE, MODEL_FILE, REFERENCE_FILE, Bundle, load_bundle
+from models.card import CARD_FILE, GOLDEN_FILE, MODEL_FILE, REFERENCE_FILE, Bundle, load_bundle
 from models.errors import BundleError, RegistryError
 from models.registry import ModelRegistry, bundle_sha256, card_metrics, card_parameters
 
@@ -148,7 +148,7 @@ def test_the_card_is_shown_as_a_run(registry: ModelRegistry, tiny_bundle: Bundle
     assert run.data.metrics == {"AUC _there_/none": 0.75, "AUC _there_/none.low": 0.5, "AUC _there_/none.high": 0.9}
     assert version.tags["card_version"] == "1"
     assert sorted(entry.path for entry in client.list_artifacts(version.run_id, "bundle")) == [
-        f"bundle/{name}" for name in sorted((CARD_FILE, MODEL_FILE, REFERENCE_FILE))
+        f"bundle/{name}" for name in sorted((CARD_FILE, GOLDEN_FILE, MODEL_FILE, REFERENCE_FILE))
     ]
 
 

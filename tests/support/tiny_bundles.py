@@ -7,11 +7,80 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
+import yaml
 from onnx import TensorProto, helper, numpy_helper
 
-from models.card import MODEL_FILE, REFERENCE_FILE, file_sha256
+from models.card import CARD_FILE, GOLDEN_FILE, MODEL_FILE, REFERENCE_FILE, Bundle, file_sha256, load_bundle
 
 SIZE, CHANNELS, WIDTH, LABELS = 16, 3, 4, 2
+REFERENCES = 80
+GOLDEN_TOLERANCES = {"score_tolerance": 0.001, "logit_tolerance": 0.01}
+STATISTICS = ("level", "contrast", "sharpness", "noise", "clipped_fraction", "entropy_bits", "border_level")
+EXPLANATIONS = (
+    "entropy",
+    "effective_area_fraction",
+    "centre_row_fraction",
+    "centre_column_fraction",
+    "border_mass_fraction",
+    "outside_mass_fraction",
+    "peak",
+)
+
+
+def write_tiny_bundle(
+    folder: Path, graph: onnx.ModelProto | bytes | None = None, *, version: int = 1, name: str = "tiny", **card: Any
+) -> Bundle:
+    """Write a whole bundle into the new `folder`: one that passes every check of registration as it is.
+
+    `graph` replaces the model, but neither the golden run nor the reference set; `card` replaces fields of the card.
+    """
+    folder.mkdir(parents=True)
+    content = graph if isinstance(graph, bytes) else (graph or tiny_graph()).SerializeToString()
+    (folder / MODEL_FILE).write_bytes(content)
+    np.savez(folder / REFERENCE_FILE, **tiny_reference())
+    np.savez(folder / GOLDEN_FILE, **tiny_golden())
+    values = tiny_card(folder, version=version, name=name) | card
+    (folder / CARD_FILE).write_text(yaml.safe_dump(values), encoding="utf-8")
+    return load_bundle(folder)
+
+
+def tiny_outputs(pictures: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Logits [M, 2] and embeddings [M, 4] of uint8 [M, 16, 16], by ONNX Runtime and the arithmetic of the card."""
+    session = onnxruntime.InferenceSession(tiny_graph().SerializeToString(), providers=["CPUExecutionProvider"])
+    tensors = np.repeat((pictures[:, None].astype(np.float32) / 255 - 0.5) / 0.5, CHANNELS, axis=1)
+    logits, embeddings = session.run(["logits", "embedding"], {"image": tensors.astype(np.float32)})
+    return logits, embeddings
+
+
+def tiny_scores(logits: np.ndarray) -> np.ndarray:
+    """float32 [M, 2]: ``there`` and ``either``."""
+    powers = np.exp(logits.astype(np.float64))
+    there = powers[:, 1] / powers.sum(axis=1)
+    return np.stack((there, np.ones_like(there)), axis=1).astype(np.float32)
+
+
+def tiny_golden() -> dict[str, np.ndarray]:
+    """Arrays of ``golden.npz``: three pictures."""
+    pictures = np.random.default_rng(5).integers(0, 256, (3, SIZE, SIZE), dtype=np.uint8)
+    logits, embeddings = tiny_outputs(pictures)
+    return {"pictures": pictures, "logits": logits, "scores": tiny_scores(logits), "embeddings": embeddings}
+
+
+def tiny_reference() -> dict[str, np.ndarray]:
+    """Arrays of ``reference.npz``, of random pictures."""
+    random = np.random.default_rng(6)
+    logits, embeddings = tiny_outputs(random.integers(0, 256, (REFERENCES, SIZE, SIZE), dtype=np.uint8))
+    return {
+        "embeddings": embeddings.astype(np.float16),
+        "scores": tiny_scores(logits)[:, :1],
+        "finding_names": np.array(["there"]),
+        "explanations": random.random((REFERENCES, len(EXPLANATIONS))).astype(np.float32),
+        "explanation_names": np.array(EXPLANATIONS),
+        "statistics": random.random((REFERENCES, len(STATISTICS))).astype(np.float32),
+        "statistic_names": np.array(STATISTICS),
+        "mean_map": np.full((4, 4), 1 / 16, dtype=np.float32),
+    }
 
 
 def tiny_graph(*, weight_type: Any = np.float32, pool: str = "GlobalAveragePool") -> onnx.ModelProto:
@@ -48,6 +117,8 @@ def tiny_graph(*, weight_type: Any = np.float32, pool: str = "GlobalAveragePool"
 def tiny_card(folder: Path, *, version: int = 1, name: str = "tiny") -> dict[str, Any]:
     """A card for the files of `folder`."""
     code = {"value": "1", "scheme": "99TEST", "meaning": "Test"}
+    source = {"name": "none", "source": "drawn", "licence": "CC0", "count": 1, "split": "none", "sha256": "0" * 64}
+    criterion = {"name": "auc", "finding": "there", "metric": "auc_roc", "statistic": "low", "minimum": 0.6}
     return {
         "name": name,
         "version": version,
@@ -56,7 +127,7 @@ def tiny_card(folder: Path, *, version: int = 1, name: str = "tiny") -> dict[str
         "intended_use": "Tests.",
         "limits": ["Everything."],
         "modalities": ["OT"],
-        "labels": [{"name": "absent", "title": "Absent"}, {"name": "there", "title": "There"}],
+        "labels": [{"name": name, "title": name.title(), "code": code} for name in ("absent", "there")],
         "activation": "softmax",
         "findings": [
             {"name": "there", "title": "There", "labels": ["there"], "operating_point": 0.5, "code": code},
@@ -72,17 +143,23 @@ def tiny_card(folder: Path, *, version: int = 1, name: str = "tiny") -> dict[str
             "std": [0.5] * CHANNELS,
             "reason": "Small.",
         },
-        "acquisition": {},
-        "training_data": [
-            {"name": "none", "source": "drawn", "licence": "CC0", "count": 1, "split": "none", "sha256": "0" * 64}
-        ],
+        "acquisition": {"ranges": {"rows": {"minimum": SIZE}}},
+        "training_data": [source | {"dvc_hash": "md5:" + "0" * 32 + ".dir"}],
         "metrics": [
             {"name": "AUC (there)", "dataset": "none", "value": 0.75, "low": 0.5, "high": 0.9, "method": "counted"}
         ],
         "opset": 17,
         "licence": "Apache-2.0",
         "algorithm_family": code,
-        "files": {MODEL_FILE: file_sha256(folder / MODEL_FILE), REFERENCE_FILE: file_sha256(folder / REFERENCE_FILE)},
+        "golden": GOLDEN_TOLERANCES,
+        "acceptance": {
+            "written_at": "2026-11-24",
+            "written_by": "The tests",
+            "studies": "Drawn ones.",
+            "least_cases": 10,
+            "criteria": [criterion],
+        },
+        "files": {name: file_sha256(folder / name) for name in (MODEL_FILE, REFERENCE_FILE, GOLDEN_FILE)},
     }
 
 
