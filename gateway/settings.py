@@ -358,6 +358,25 @@ class MonitorSettings(_Section):
         return self
 
 
+class TruthSettings(_Section):
+    """What readers said, and what is computed from it."""
+
+    rule: Literal["majority", "adjudicator", "latest"]
+    """What holds where readers differ."""
+    adjudicators: tuple[str, ...]
+    """Readers whose word decides, under the rule ``adjudicator``."""
+    interval_s: float = Field(ge=0)
+    """How often performance is computed anew, where something has changed; 0: by the command alone."""
+    least_cases: int = Field(ge=1)
+    """A slice of fewer is marked small."""
+
+    @model_validator(mode="after")
+    def _somebody_adjudicates(self) -> TruthSettings:
+        if self.rule == "adjudicator" and not self.adjudicators:
+            raise ValueError("the rule 'adjudicator' needs adjudicators: names of readers")
+        return self
+
+
 class Destination(_Section):
     """A PACS that takes results by C-STORE."""
 
@@ -413,6 +432,7 @@ class Settings(_Section):
     sender: SenderSettings
     models: ModelSettings
     monitor: MonitorSettings
+    truth: TruthSettings
     peers: tuple[KnownPeer, ...] = ()
     destinations: tuple[Destination, ...] = ()
     rules: tuple[Rule, ...] = ()
