@@ -10,16 +10,18 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import takewhile
 from typing import Any
 
 from sqlalchemy import Connection, Select, delete, exists, func, insert, or_, select, update
 
+from gateway.saved.characteristics import WITHHELD, laterality
 from gateway.store.engine import Store
-from gateway.store.schema import instance, saved_image, saved_study, saving_place, study
+from gateway.store.schema import alarm, instance, prediction, saved_image, saved_study, saving_place, study
 
 Place = tuple[datetime, str]
-"""Where a walk stands: time and key of the last row looked at."""
-_PLACE_NAME = "judged"
+"""Where a walk over saved studies stands: when the last one was received, and its key."""
+_PLACE_NAME = "predictions"
 _STUDY_COLUMNS = tuple(column for column in saved_study.c if column.name != "removed_at")
 
 
@@ -103,8 +105,8 @@ class Holdings:
     size_bytes: int
 
 
-def add_saved_study(store: Store, row: SavedStudyRow, predictions: Iterable[NewPrediction], place: Place) -> str | None:
-    """Write down a study whose folder is in place, and that the walk has passed it: all of it in one transaction.
+def add_saved_study(store: Store, row: SavedStudyRow, predictions: Iterable[NewPrediction]) -> str | None:
+    """Write down a study whose folder is in place, all of it in one transaction.
 
     A study that was saved before gets the new folder, and what is new about its images is added.
 
@@ -126,7 +128,6 @@ def add_saved_study(store: Store, row: SavedStudyRow, predictions: Iterable[NewP
             changed = {name: values[name] for name in ("folder", "instance_count", "size_bytes")}
             connection.execute(update(saved_study).where(saved_study.c.saved_key == row.saved_key).values(changed))
         _put_predictions(connection, row.saved_key, predictions)
-        _set_place(connection, place)
     return replaced
 
 
@@ -317,25 +318,153 @@ def saved_since(store: Store, rule: str, since: datetime) -> int:
         return connection.execute(query).scalar_one()
 
 
-def read_place(store: Store) -> Place | None:
-    """Up to where judged studies have been looked at; ``None`` while no rule saves."""
-    query = select(saving_place.c.judged_at, saving_place.c.study_key).where(saving_place.c.name == _PLACE_NAME)
+def read_place(store: Store) -> int | None:
+    """Up to which prediction studies have been looked at for saving; ``None`` while no rule saves."""
+    query = select(saving_place.c.prediction_id).where(saving_place.c.name == _PLACE_NAME)
     with store.read() as connection:
-        row = connection.execute(query).one_or_none()
-    return None if row is None else (row.judged_at, row.study_key)
+        return connection.execute(query).scalar()
 
 
-def write_place(store: Store, place: Place | None) -> None:
-    """Remember up to where judged studies have been looked at; ``None`` forgets it."""
+def write_place(store: Store, prediction_id: int | None) -> None:
+    """Remember up to which prediction studies have been looked at; ``None`` forgets it."""
     with store.write() as connection:
-        if place is None:
-            connection.execute(delete(saving_place))
-        else:
-            _set_place(connection, place)
+        connection.execute(delete(saving_place))
+        if prediction_id is not None:
+            connection.execute(insert(saving_place).values(name=_PLACE_NAME, prediction_id=prediction_id))
 
 
-def _set_place(connection: Connection, place: Place) -> None:
-    values = {"judged_at": place[0], "study_key": place[1]}
-    changed = connection.execute(update(saving_place).where(saving_place.c.name == _PLACE_NAME).values(values))
-    if changed.rowcount == 0:
-        connection.execute(insert(saving_place).values(name=_PLACE_NAME, **values))
+def last_prediction_id(store: Store) -> int:
+    """The newest prediction; 0 where there is none."""
+    with store.read() as connection:
+        return connection.execute(select(func.coalesce(func.max(prediction.c.prediction_id), 0))).scalar_one()
+
+
+def judged_after(
+    store: Store, prediction_id: int, *, settled_before: datetime, limit: int
+) -> tuple[tuple[int, str], ...]:
+    """The next predictions in the order in which they were written: number and study.
+
+    Ends before the first that is not `settled_before`: one with a lower number may be on its way still.
+    """
+    query = (
+        select(prediction.c.prediction_id, prediction.c.study_key, prediction.c.judged_at)
+        .where(prediction.c.prediction_id > prediction_id)
+        .order_by(prediction.c.prediction_id)
+        .limit(limit)
+    )
+    with store.read() as connection:
+        rows = connection.execute(query).all()
+    return tuple((row[0], row[1]) for row in takewhile(lambda row: row[2] <= settled_before, rows))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JudgedFrame:
+    """One frame of a study as one version judged it: what saving decides on."""
+
+    instance_key: str
+    frame_index: int
+    prediction: SavedPrediction
+
+    @property
+    def verdicts(self) -> dict[str, str]:
+        """Finding -> present, absent, or ungradable where the picture was too poor to say."""
+        poor = self.prediction.is_ungradable
+        return {
+            each["name"]: "ungradable" if poor else "present" if each["present"] else "absent"
+            for each in self.prediction.findings
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JudgedStudy:
+    """A judged study, as far as saving looks at it. Its files hold PHI."""
+
+    study_key: str
+    modality: str
+    received_at: datetime
+    frames: tuple[JudgedFrame, ...]
+    files: Mapping[str, str]
+    """Instance key -> path in the object folder, of judged images whose original is there still."""
+    size_bytes: int
+    """Of these files together."""
+    sources: Mapping[str, tuple[str, str]]
+    """Instance key -> calling AE title, modality."""
+
+
+_KEPT = (
+    *("findings", "probabilities", "logits", "ungradable_reasons", "acquisition_findings", "statistics"),
+    *("model_sha256", "inference_ms", "provenance"),
+)
+
+
+def judged_study(store: Store, study_key: str) -> JudgedStudy | None:
+    """A study with all its predictions; ``None`` where there is none of that key, or nothing was judged."""
+    images = select(instance).where(
+        instance.c.study_key == study_key,
+        exists().where(prediction.c.instance_key == instance.c.instance_key),
+    )
+    frames = select(prediction).where(prediction.c.study_key == study_key).order_by(prediction.c.prediction_id)
+    with store.read() as connection:
+        found = connection.execute(select(study).where(study.c.study_key == study_key)).mappings().one_or_none()
+        image_rows = connection.execute(images).mappings().all()
+        frame_rows = connection.execute(frames).mappings().all()
+    if found is None or not frame_rows:
+        return None
+    there = [row for row in image_rows if row["removed_at"] is None]
+    return JudgedStudy(
+        study_key=study_key,
+        modality=found["modality"],
+        received_at=found["last_received_at"],
+        frames=tuple(_judged_frame(row) for row in frame_rows),
+        files={row["instance_key"]: row["path"] for row in there},
+        size_bytes=sum(row["size_bytes"] for row in there),
+        sources={row["instance_key"]: (row["calling_ae_title"], row["modality"]) for row in image_rows},
+    )
+
+
+def _judged_frame(row: Mapping[str, Any]) -> JudgedFrame:
+    parameters = {name: value for name, value in row["parameters"].items() if name not in WITHHELD}
+    return JudgedFrame(
+        instance_key=row["instance_key"],
+        frame_index=row["frame_index"],
+        prediction=SavedPrediction(
+            model_name=row["model_name"],
+            model_version=row["model_version"],
+            role=row["role"],
+            device_key=row["device_key"],
+            laterality=laterality(row["parameters"]),
+            judged_at=row["judged_at"],
+            content={name: row[name] for name in _KEPT} | {"parameters": parameters},
+        ),
+    )
+
+
+def age_and_sex(store: Store, study_key: str) -> Mapping[str, Any]:
+    """The acquisition parameters of a study's first prediction, those that tell of the patient included."""
+    query = select(prediction.c.parameters).where(prediction.c.study_key == study_key)
+    with store.read() as connection:
+        found: Mapping[str, Any] | None = connection.execute(
+            query.order_by(prediction.c.prediction_id).limit(1)
+        ).scalar()
+    return found or {}
+
+
+def alarmed(store: Store) -> frozenset[tuple[str, int, str]]:
+    """Model, version and scope of every alarm that is not closed."""
+    columns = (alarm.c.model_name, alarm.c.model_version, alarm.c.scope)
+    with store.read() as connection:
+        return frozenset(
+            (row[0], row[1], row[2]) for row in connection.execute(select(*columns).where(alarm.c.state != "closed"))
+        )
+
+
+def oldest_saved(store: Store, *, limit: int) -> tuple[tuple[str, int], ...]:
+    """Key and size of the saved studies that were received first."""
+    query = (
+        select(saved_study.c.saved_key, saved_study.c.size_bytes)
+        .where(saved_study.c.removed_at.is_(None))
+        .order_by(saved_study.c.received_at, saved_study.c.saved_key)
+        .limit(limit)
+    )
+    with store.read() as connection:
+        return tuple((row[0], row[1]) for row in connection.execute(query))

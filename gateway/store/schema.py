@@ -94,7 +94,6 @@ Index("ix_study_state_complete_at", study.c.state, study.c.complete_at)
 Index("ix_study_state_priority_queued_at", study.c.state, study.c.priority, study.c.queued_at)
 Index("ix_study_last_received_at", study.c.last_received_at)
 Index("ix_study_priority_last_received_at", study.c.priority, study.c.last_received_at)
-Index("ix_study_judged_at", study.c.judged_at, study.c.study_key)
 
 instance = Table(
     "instance",
@@ -412,10 +411,9 @@ Index("ix_saved_study_rule_saved_at", saved_study.c.rule, saved_study.c.saved_at
 saving_place = Table(
     "saving_place",
     metadata,
-    # Up to where judged studies have been looked at for saving; one row, none while no rule saves.
+    # Up to which prediction studies have been looked at for saving; one row, none while no rule saves.
     Column("name", String(16), primary_key=True),
-    Column("judged_at", Utc, nullable=False),
-    Column("study_key", KEY, nullable=False),
+    Column("prediction_id", Integer, nullable=False),
 )
 
 saved_image = Table(

@@ -97,5 +97,5 @@ def keep(
         )
         for each in predictions
     ]
-    add_saved_study(store, row, new, (received_at, row.study_key))
+    add_saved_study(store, row, new)
     return row
