@@ -182,7 +182,8 @@ def read_golden(bundle: Bundle) -> Golden:
     if bundle.golden_path.name not in bundle.card.files:
         raise BundleError(f"{where}: the bundle has no golden inputs")
     try:
-        with np.load(bundle.golden_path, allow_pickle=False) as archive:
+        with bundle.golden_path.open("rb") as stream:
+            archive = np.load(stream, allow_pickle=False)
             stored = {name: archive[name] for name in _ARRAYS}
     except (
         OSError,
