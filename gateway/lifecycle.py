@@ -172,7 +172,7 @@ def move_version(
     known = find_version(connection, model_name, version)
     transition = check_allowed(known, action)
     if transition.need is Need.CONSEQUENCE:
-        raise LifecycleError(f"{action} follows from another version's move, and is not done by itself")
+        raise LifecycleError(f"{model_name}@{version}: {action!s} follows from another version's move alone")
     _check_need(connection, key, known, action, transition, request_key)
     common: dict[str, Any] = {"key": key, "actor": actor, "now": now, "reason": reason, "request_key": request_key}
     detail = dict(detail or {}) | {"bundle_sha256": known.bundle_sha256}
