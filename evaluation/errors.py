@@ -1,6 +1,6 @@
 """Errors of the room.
 
-    EvaluationError      the cases handed in cannot be evaluated; nothing to retry
+EvaluationError      the cases handed in cannot be evaluated; nothing to retry
 """
 
 from __future__ import annotations

@@ -138,7 +138,7 @@ class McNemar:
     p_value: float
     """Two-sided, cases taken as independent."""
     p_value_of_groups: float | None
-    """The same where a group's cases count once, by which version got more of them right; ``None``: no group repeats."""
+    """The same with a group counted once, by which version got more of it right; ``None``: no group repeats."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
