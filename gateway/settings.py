@@ -377,6 +377,40 @@ class TruthSettings(_Section):
         return self
 
 
+class SavedSettings(_Section):
+    """Studies that are kept de-identified for comparisons, all [[saving]] rules together."""
+
+    maximum_bytes: int = Field(ge=1 << 20)
+    when_full: Literal["stop", "remove oldest"]
+
+
+class SavingRule(_Section):
+    """Which judged studies are kept de-identified, with their predictions, for comparing versions later."""
+
+    name: str = Field(min_length=1, max_length=128)
+    models: tuple[str, ...] = ()
+    """Names of models of which one must have judged the study; empty: any."""
+    devices: Patterns = ()
+    """Patterns of which one must match the device's name; empty: any."""
+    findings: tuple[str, ...] = ()
+    """``referable_dr:present``, of which one must hold; empty: any."""
+    only: tuple[Literal["disagreement", "ungradable", "acquisition", "alarm"], ...] = ()
+    """What must be the matter with the study, one of these; empty: nothing need be."""
+    fraction: float = Field(default=1.0, gt=0, le=1)
+    """Of the studies for which all that holds; by a keyed hash of the study, so that it is the same ones each time."""
+    at_most_a_day: int = Field(default=0, ge=0)
+    """Studies, by UTC; 0: no limit."""
+
+    @field_validator("findings")
+    @classmethod
+    def _are_verdicts(cls, findings: tuple[str, ...]) -> tuple[str, ...]:
+        for finding in findings:
+            name, _, verdict = finding.partition(":")
+            if not name or verdict not in ("present", "absent"):
+                raise ValueError(f"{finding!r} is not a finding with its verdict (referable_dr:present, ...:absent)")
+        return findings
+
+
 class Destination(_Section):
     """A PACS that takes results by C-STORE."""
 
@@ -433,6 +467,8 @@ class Settings(_Section):
     models: ModelSettings
     monitor: MonitorSettings
     truth: TruthSettings
+    saved: SavedSettings
+    saving: tuple[SavingRule, ...] = ()
     peers: tuple[KnownPeer, ...] = ()
     destinations: tuple[Destination, ...] = ()
     rules: tuple[Rule, ...] = ()
@@ -442,6 +478,8 @@ class Settings(_Section):
         names = [destination.name for destination in self.destinations]
         if len(set(names)) != len(names):
             raise ValueError("two destinations share a name")
+        if len({rule.name for rule in self.saving}) != len(self.saving):
+            raise ValueError("two [[saving]] rules share a name")
         for rule in self.rules:
             unknown = set(rule.destinations) - set(names) - {"*"}
             if unknown:
@@ -552,6 +590,8 @@ def _known_keys(location: tuple[str | int, ...]) -> list[str]:
             model = Destination
         elif part == "peers":
             model = KnownPeer
+        elif part == "saving":
+            model = SavingRule
         else:
             annotation = model.model_fields[part].annotation
             if isinstance(annotation, type) and issubclass(annotation, BaseModel):
