@@ -22,6 +22,7 @@
     ├── TruthError                 what a reader is said to have found cannot be used   (reject, with the reason)
     ├── QueryError                 a query for saved studies is not understood         (reject, with the place)
     ├── SavedError                 saved studies cannot be kept, exported or read      (fail)
+    ├── ComparisonError            versions cannot be compared, or not in this way      (fail)
     ├── ReplayError                a prediction cannot be made again: something is gone (fail)
     ├── PausedError                a model version is left alone after failures        (retry, which is no attempt)
     ├── BusyError                  too much of one kind is asked for at once           (retry)
@@ -39,6 +40,7 @@ from enum import StrEnum
 from models.errors import (
     BundleError,
     DecoderUnavailableError,
+    ImportRefusedError,
     InferenceError,
     PixelError,
     RegistryError,
@@ -130,6 +132,10 @@ class SavedError(GatewayError):
     """Saved studies cannot be kept, exported or read as they should; says why."""
 
 
+class ComparisonError(GatewayError):
+    """Versions cannot be compared, or not in the way that is asked for; says why."""
+
+
 class ReplayError(GatewayError):
     """A prediction cannot be made again, since its input or its bundle is gone; says which."""
 
@@ -180,11 +186,13 @@ DISPOSITIONS: Mapping[type[Exception], Disposition] = {
     TruthError: Disposition.REJECT,
     QueryError: Disposition.REJECT,
     SavedError: Disposition.FAIL,
+    ComparisonError: Disposition.FAIL,
     ReplayError: Disposition.FAIL,
     PausedError: Disposition.RETRY,
     BusyError: Disposition.RETRY,
     DeliveryError: Disposition.RETRY,
     BundleError: Disposition.FAIL,
+    ImportRefusedError: Disposition.REJECT,
     RegistryError: Disposition.RETRY,
     PixelError: Disposition.REJECT,
     UnsafePixelError: Disposition.REJECT,
