@@ -28,6 +28,7 @@ from training.network import EMBEDDING, Weights, published_weights, rounded
 from training.pictures import Alteration, Picture, altered, folder_sha256, read_pictures, to_tensor
 
 from models.card import Metric
+from models.dvc import dvc_hash
 
 SEED = 20
 CLASSES = ("NORMAL", "PNEUMONIA")
@@ -191,6 +192,7 @@ def train_version(
         high=high,
         counts=(len(inside), len(outside), len(train.pictures) - len(inside) - len(outside)),
         sha256=folder_sha256([picture.path for picture in train.pictures], options.images),
+        dvc_hash=dvc_hash(options.images / "train"),
     )
     chosen = np.random.default_rng(SEED).permutation(len(held_out))[:MOST_REFERENCES]
     references = [held_out[index] for index in np.sort(chosen)]

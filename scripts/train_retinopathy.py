@@ -29,6 +29,7 @@ from training.network import EMBEDDING, Network, published_weights, rounded
 from training.pictures import Alteration, Picture, altered, folder_sha256, read_pictures, to_tensor
 
 from models.card import Metric
+from models.dvc import dvc_hash
 
 SEED = 20
 FOLDS = 5
@@ -203,6 +204,7 @@ def train(
         point=point,
         high=high,
         sha256=folder_sha256([picture.path for picture in pictures], options.images),
+        dvc_hash=dvc_hash(options.images),
     )
     write_bundle(options.out, values, model, pictures, trained_on=(grades >= 0).tolist(), threads=options.threads)
 

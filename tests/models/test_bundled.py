@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from PIL import Image
 from sklearn.metrics import roc_auc_score
 
 from models.card import Bundle, Metric, load_bundle
+from models.dvc import dvc_hash
+from models.golden import golden_inputs, read_golden
 from models.preprocess import Frame, prepare
 from models.quality import judge_quality
 from xai.gradcam import gradcam
@@ -26,6 +29,7 @@ FOLDERS = [BUNDLED / name / version for name in ("retinopathy", "chest-triage") 
 FUNDUS = ROOT / "../shared/data/fundus"
 CHEST = ROOT / "../shared/data/cxr/test"
 LARGEST_BUNDLE_BYTES = 10_000_000
+LARGEST_GOLDEN_BYTES = 400_000
 
 
 @pytest.fixture(params=FOLDERS, ids=lambda folder: f"{folder.parent.name}-{folder.name}")
@@ -52,10 +56,73 @@ def batches(bundle: Bundle, frames: Iterator[Frame]) -> Iterator[np.ndarray]:
 
 def test_folder_names_the_version_and_is_small(bundle: Bundle) -> None:
     assert (bundle.card.name, str(bundle.card.version)) == (bundle.folder.parent.name, bundle.folder.name)
-    assert {path.name for path in bundle.folder.iterdir()} == {"card.yaml", "model.onnx", "reference.npz"}
+    assert {path.name for path in bundle.folder.iterdir()} == {"card.yaml", "golden.npz", "model.onnx", "reference.npz"}
     assert sum(path.stat().st_size for path in bundle.folder.iterdir()) <= LARGEST_BUNDLE_BYTES
     assert bundle.card.demonstration
     assert any("no clinical validation" in limit for limit in bundle.card.limits)
+
+
+def test_golden_inputs_are_small_gradable_and_made_by_the_script_that_is_here(bundle: Bundle) -> None:
+    path = ROOT / "scripts/training/golden_pictures.py"
+    spec = importlib.util.spec_from_file_location("golden_pictures", path)
+    assert spec is not None
+    assert spec.loader is not None
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    golden = read_golden(bundle)
+
+    assert bundle.golden_path.stat().st_size < LARGEST_GOLDEN_BYTES
+    # Drawing may round otherwise with another Pillow; a picture of a patient would differ everywhere.
+    expected = np.stack(script.golden_pictures(bundle.card.name)).astype(np.int16)
+    assert np.abs(golden.pictures - expected).mean() < 0.5
+    for prepared in golden_inputs(golden.pictures, bundle.card.pixel_contract):
+        assert judge_quality(prepared.statistics, bundle.card.quality) == ()
+    assert golden.tells_pictures_apart
+
+
+@pytest.mark.parametrize(("name", "folder"), [("retinopathy", FUNDUS), ("chest-triage", CHEST.parent / "train")])
+def test_the_dvc_hash_is_of_the_images_that_were_trained_on(name: str, folder: Path) -> None:
+    """Both hashes were also made by DVC 3.67.1 (``dvc add``), see docs/models.md."""
+    if not folder.is_dir():
+        pytest.skip("the shared images are not here")
+    hashes = {load_bundle(BUNDLED / name / version).card.training_data[0].dvc_hash for version in ("1", "2")}
+    assert hashes == {dvc_hash(folder)}
+
+
+def test_criteria_are_written_in_the_card(bundle: Bundle) -> None:
+    acceptance = bundle.card.acceptance
+    assert acceptance is not None
+    assert {(criterion.metric, criterion.statistic) for criterion in acceptance.criteria} >= {
+        ("auc_roc", "low"),
+        ("sensitivity", "low"),
+        ("auc_roc", "difference_low"),
+    }
+
+
+# What was shipped before a bundle had golden inputs: model and reference set are the same to this day.
+UNCHANGED = {
+    ("retinopathy", 1): (
+        "40ccc83bb31c6122367da90ccbdcac0f28f55731d575cb77acc2478fa3f4975d",
+        "b3c93da410b76572cbcbc53d3b12d2c20fdf5eb18ce568bba539a776b6fa7b8f",
+    ),
+    ("retinopathy", 2): (
+        "d986bdc6b4e2a8190b31adad3faddb258d36064eb42c4fee7bb871291ad7cc65",
+        "615baca3cf2ceabbe13fecc6c9008608a522d5a271dbb9033739c898c988ebb2",
+    ),
+    ("chest-triage", 1): (
+        "10146d60d40e11096ad592604d45dff28a91faa69300e86047d93344991144a0",
+        "bcc923666210b059e29b92804b6ba7d639e2701998d8499bf9526f77adc87f36",
+    ),
+    ("chest-triage", 2): (
+        "1d7d067ba61a5fc3a162298cb127b6c558cbdb474c435578a5d11a3ec21755bb",
+        "8d06820fc53188efb640719f8767edda21daa3ec7c1ec8c9811817f2fb92bc2b",
+    ),
+}
+
+
+def test_the_model_and_its_reference_are_those_of_the_first_release(bundle: Bundle) -> None:
+    files = bundle.card.files
+    assert UNCHANGED[bundle.card.name, bundle.card.version] == (files["model.onnx"], files["reference.npz"])
 
 
 def test_graph_has_the_agreed_inputs_and_outputs(bundle: Bundle) -> None:
