@@ -10,9 +10,10 @@ import importlib.util
 import logging
 import os
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -34,12 +35,12 @@ from drift.monitors import (
     summary_shift,
 )
 from drift.reference import Reference, load_reference, whiten_reference
-from gateway.catalogue import embedded_registry_uri
 from gateway.errors import StoreError
+from gateway.registry_follower import RegistryFollower
 from gateway.sequential import ChartWatch
 from gateway.settings import Settings
 from gateway.store import Store, open_store
-from gateway.store.models import VersionState, add_version, known_versions
+from gateway.store.models import known_versions
 from gateway.store.monitoring import (
     JudgedRow,
     add_drift_result,
@@ -57,14 +58,14 @@ from gateway.store.monitoring import (
     result_values,
     rows_after,
 )
-from models import bundled_folders
-from models.card import Bundle, load_bundle
+from models.card import load_bundle
 from models.errors import ModelError
-from models.registry import ModelRegistry
 
 logger = logging.getLogger(__name__)
 
-REGISTRY_INTERVAL_S = 3.0
+INTERVAL_S = 3.0
+REGISTRY_PATIENCE_S = 60.0
+STOP_PATIENCE_S = 2.0
 ROWS_AT_A_TIME = 1000
 NICENESS = 15
 """Added to the process's own when the workers have what they need: drift is never judged at the cost of a study."""
@@ -76,16 +77,17 @@ def run(settings: Settings, data_dir: Path, stop: threading.Event) -> None:
     try:
         report(store, {"backend": choose_backend(settings)})
         registry = RegistryFollower(settings, data_dir, store)
+        following = threading.Thread(target=registry.run, args=(stop,), name="registry", daemon=True)
+        following.start()
+        wait_for_registry(registry, stop)
+        # The registry's first reading is waited for; all that follows may wait for triage.
+        os.nice(NICENESS)
         watch: Watch | None = None
         charts = ChartWatch(settings, store, data_dir / "charts")
         waited_s = settings.monitor.interval_s
         while not stop.is_set():
             try:
-                registry.follow()
-                if watch is None:
-                    # The registry's first reading is waited for; all that follows may wait for triage.
-                    os.nice(NICENESS)
-                report(store, {"backend": choose_backend(settings)})
+                report(store, {"backend": choose_backend(settings), "registry": asdict(registry.report())})
                 watch = watch or Watch(settings, store)
                 if waited_s >= settings.monitor.interval_s:
                     waited_s = 0.0
@@ -93,10 +95,18 @@ def run(settings: Settings, data_dir: Path, stop: threading.Event) -> None:
                     charts.look(stop)
             except (StoreError, ModelError) as error:
                 logger.error("%s", error)
-            stop.wait(REGISTRY_INTERVAL_S)
-            waited_s += REGISTRY_INTERVAL_S
+            stop.wait(INTERVAL_S)
+            waited_s += INTERVAL_S
+        following.join(STOP_PATIENCE_S)
     finally:
         store.close()
+
+
+def wait_for_registry(registry: RegistryFollower, stop: threading.Event) -> None:
+    """Wait for the registry's first reading, but not for one that does not answer."""
+    deadline = time.monotonic() + REGISTRY_PATIENCE_S
+    while not (registry.has_read.wait(0.2) or stop.is_set() or time.monotonic() > deadline):
+        pass
 
 
 def report(store: Store, detail: Mapping[str, Any]) -> None:
@@ -110,67 +120,6 @@ def choose_backend(settings: Settings) -> Literal["alibi", "builtin"]:
         return settings.monitor.backend
     installed = importlib.util.find_spec("alibi_detect") and importlib.util.find_spec("torch")
     return "alibi" if installed else "builtin"
-
-
-class RegistryFollower:
-    """Registers the shipped bundles at first start, and writes down for the workers which versions there are."""
-
-    def __init__(self, settings: Settings, data_dir: Path, store: Store) -> None:
-        self._uri = settings.models.tracking_uri or embedded_registry_uri(data_dir)
-        self._artifacts = data_dir / "mlflow-artifacts"
-        self._store = store
-        self._registry: ModelRegistry | None = None
-        self._registered = False
-
-    def follow(self) -> None:
-        """Read the registry once.
-
-        Raises
-        ------
-        ModelError
-            It cannot be reached or holds a broken bundle; what the workers run stays as it is.
-        """
-        registry = self._registry = self._registry or ModelRegistry(self._uri, self._artifacts)
-        if not self._registered:
-            register_bundled(registry)
-            self._registered = True
-        known = {(entry.model_name, entry.version) for entry in known_versions(self._store)}
-        for version in registry.versions():
-            if (version.model_name, version.card_version) in known:
-                continue
-            bundle = registry.bundle(version)
-            is_champion = "champion" in version.aliases
-            with self._store.write() as connection:
-                add_version(
-                    connection,
-                    model_name=version.model_name,
-                    version=version.card_version,
-                    title=bundle.card.title,
-                    demonstration=bundle.card.demonstration,
-                    folder=str(bundle.folder),
-                    model_sha256=version.model_sha256,
-                    bundle_sha256=version.bundle_sha256,
-                    now=datetime.now(UTC),
-                    by="registry",
-                    state=VersionState.CHAMPION if is_champion else VersionState.DRAFT,
-                )
-            logger.info("%s version %d is known now", version.model_name, version.card_version)
-
-
-def register_bundled(registry: ModelRegistry) -> None:
-    """Register the shipped bundles that the registry lacks; the newest version is champion where none is named yet."""
-    bundles = [load_bundle(folder) for folder in bundled_folders()]
-    known = {(version.model_name, version.card_version) for version in registry.versions()}
-    for bundle in bundles:
-        if (bundle.card.name, bundle.card.version) not in known:
-            registry.register(bundle)
-    named = {version.model_name for version in registry.versions() if "champion" in version.aliases}
-    newest: dict[str, Bundle] = {}
-    for bundle in sorted(bundles, key=lambda each: each.card.version):
-        newest[bundle.card.name] = bundle
-    for name, bundle in newest.items():
-        if name not in named:
-            registry.set_alias(name, "champion", bundle.card.version)
 
 
 @dataclass(slots=True, kw_only=True)
