@@ -38,6 +38,7 @@ from gateway import housekeeping, monitor, scp, sender, worker
 from gateway.accounts import FIRST_ACCOUNT, prepare_first_account
 from gateway.errors import SettingsError, StoreError
 from gateway.objects import ObjectFolder
+from gateway.saved import process as saver
 from gateway.settings import Settings
 from gateway.site_key import prepare_site_key
 from gateway.store import open_store
@@ -113,6 +114,7 @@ def serve(settings: Settings, data_dir: Path, *, announce: TextIO | None = None)
             logger.info("removed %d files that were never acknowledged", swept)
         prepare_site_key(store, settings.deidentification, data_dir, now=datetime.now(UTC))
         prepare_vault(settings.vault, data_dir)
+        saver.prepare_saving(settings, store)
         forget_processes(store)
         first_password_file = None
         if settings.web.authentication == "on":
@@ -247,6 +249,11 @@ def _children(settings: Settings, data_dir: Path, ports: Ports) -> list[Child]:
     return [
         Child("monitor", lambda stop: monitor.run(settings, data_dir, stop), drains=False),
         Child("housekeeper", lambda stop: housekeeping.run(settings, data_dir, stop), drains=False),
+        *(
+            [Child(saver.NAME, lambda stop: saver.run(settings, data_dir, stop), drains=False)]
+            if settings.saving
+            else []
+        ),
         *(Child(name, receiver(name), drains=False, receives=True) for name in receivers),
         *(Child(name, judge(name, number), drains=True) for number, name in enumerate(judges)),
         Child("sender", lambda stop: sender.run(settings, data_dir, stop), drains=True),

@@ -380,7 +380,7 @@ class TruthSettings(_Section):
 class SavedSettings(_Section):
     """Studies that are kept de-identified for comparisons, all [[saving]] rules together."""
 
-    maximum_bytes: int = Field(ge=1 << 20)
+    maximum_bytes: int = Field(ge=0)
     when_full: Literal["stop", "remove oldest"]
 
 

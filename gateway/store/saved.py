@@ -112,28 +112,34 @@ def add_saved_study(store: Store, row: SavedStudyRow, predictions: Iterable[NewP
 
     Returns
     -------
-    The folder that was replaced and is needed no more; ``None`` where there was none.
+    A folder that is needed no more: the one that was replaced, or the new one where the study was removed meanwhile.
     """
     values = {column.name: getattr(row, column.name) for column in _STUDY_COLUMNS}
     values["characteristics"] = dict(row.characteristics)
     replaced: str | None = None
     with store.write() as connection:
+        same = saved_study.c.saved_key == row.saved_key
         known = connection.execute(
-            select(saved_study.c.folder).where(saved_study.c.saved_key == row.saved_key)
-        ).scalar()
+            select(saved_study.c.folder, saved_study.c.removed_at).where(same).with_for_update()
+        ).one_or_none()
         if known is None:
             connection.execute(insert(saved_study).values(values))
+        elif known.removed_at is not None:
+            return row.folder
         else:
-            replaced = known if known != row.folder else None
+            replaced = known.folder if known.folder != row.folder else None
             changed = {name: values[name] for name in ("folder", "instance_count", "size_bytes")}
-            connection.execute(update(saved_study).where(saved_study.c.saved_key == row.saved_key).values(changed))
+            connection.execute(update(saved_study).where(same).values(changed))
         _put_predictions(connection, row.saved_key, predictions)
     return replaced
 
 
 def add_predictions(store: Store, saved_key: str, predictions: Iterable[NewPrediction]) -> None:
     """Keep further predictions of images that are saved, such as those of a version that came later."""
+    there = saved_study.c.saved_key == saved_key, saved_study.c.removed_at.is_(None)
     with store.write() as connection:
+        if connection.execute(select(saved_study.c.saved_key).where(*there).with_for_update()).first() is None:
+            return
         _put_predictions(connection, saved_key, predictions)
 
 
@@ -333,12 +339,6 @@ def write_place(store: Store, prediction_id: int | None) -> None:
             connection.execute(insert(saving_place).values(name=_PLACE_NAME, prediction_id=prediction_id))
 
 
-def last_prediction_id(store: Store) -> int:
-    """The newest prediction; 0 where there is none."""
-    with store.read() as connection:
-        return connection.execute(select(func.coalesce(func.max(prediction.c.prediction_id), 0))).scalar_one()
-
-
 def judged_after(
     store: Store, prediction_id: int, *, settled_before: datetime, limit: int
 ) -> tuple[tuple[int, str], ...]:
@@ -415,7 +415,7 @@ def judged_study(store: Store, study_key: str) -> JudgedStudy | None:
         study_key=study_key,
         modality=found["modality"],
         received_at=found["last_received_at"],
-        frames=tuple(_judged_frame(row) for row in frame_rows),
+        frames=tuple(_judged_frame(dict(row)) for row in frame_rows),
         files={row["instance_key"]: row["path"] for row in there},
         size_bytes=sum(row["size_bytes"] for row in there),
         sources={row["instance_key"]: (row["calling_ae_title"], row["modality"]) for row in image_rows},

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from gateway.errors import SettingsError
-from gateway.settings import Destination, KnownPeer, Rule, Settings, load_settings
+from gateway.settings import Destination, KnownPeer, Rule, SavingRule, Settings, load_settings
 
 DOCS = Path(__file__).resolve().parents[2] / "docs" / "settings.md"
 
@@ -117,7 +117,7 @@ def test_the_docs_name_every_setting_with_its_default() -> None:
     text = DOCS.read_text()
     defaults = tomllib.loads(resources.files("gateway").joinpath("default.toml").read_text("utf-8"))
     for section, field in Settings.model_fields.items():
-        if section in ("rules", "destinations", "peers"):
+        if section in ("rules", "destinations", "peers", "saving"):
             continue
         part = text.split(f"## [{section}]")[1].split("\n## ")[0]
         assert field.annotation is not None
@@ -125,7 +125,8 @@ def test_the_docs_name_every_setting_with_its_default() -> None:
             value = defaults[section][key]
             shown = json.dumps(value)
             assert f"| `{key}` | `{shown}` |" in part, f"docs/settings.md lacks {section}.{key} with default {shown}"
-    for model, heading in ((Rule, "[[rules]]"), (Destination, "[[destinations]]"), (KnownPeer, "[[peers]]")):
+    tables = {"rules": Rule, "destinations": Destination, "peers": KnownPeer, "saving": SavingRule}
+    for heading, model in ((f"[[{name}]]", model) for name, model in tables.items()):
         part = text.split(f"## {heading}")[1].split("\n## ")[0]
         for key in model.model_fields:
             assert f"`{key}`" in part
