@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from enum import IntEnum
+from dataclasses import dataclass, field
+from enum import IntEnum, StrEnum
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +22,16 @@ class Priority(IntEnum):
     LOW = 0
     MEDIUM = 1
     HIGH = 2
+
+
+class Role(StrEnum):
+    """As what a version gave a prediction."""
+
+    CHAMPION = "champion"
+    CANARY = "canary"
+    """In the champion's place; its results are sent."""
+    SHADOW = "shadow"
+    """Beside whoever judged; nobody outside sees it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,6 +82,11 @@ class JudgedImage:
     device_key: str
     picture: npt.NDArray[np.uint8]
     """[rows, columns, 3], the source picture as displayed, long side at most 1152."""
+    role: Role = Role.CHAMPION
+    inference_ms: float | None = None
+    """Its share of the forward passes of its batch."""
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    """What else running it again has to know."""
 
     @property
     def priority(self) -> Priority:
@@ -78,3 +94,10 @@ class JudgedImage:
         if self.ungradable_reasons:
             return Priority.LOW
         return max((finding.priority for finding in self.findings), default=Priority.LOW)
+
+    @property
+    def decisions(self) -> dict[str, str]:
+        """Finding name -> ``present``, ``absent``, or ``ungradable`` where the picture is too poor to say."""
+        if self.ungradable_reasons:
+            return {finding.name: "ungradable" for finding in self.findings}
+        return {finding.name: "present" if finding.present else "absent" for finding in self.findings}

@@ -1,42 +1,43 @@
 """The flow, in one file: from a complete study to result objects.
 
-    study -> chosen images -> de-identified study -> tensors -> predictions -> explanations -> acquisition findings
-      -> judged images -> result objects
+    study -> chosen images -> who judges -> de-identified study -> tensors -> predictions -> explanations
+      -> acquisition findings -> judged images -> result objects
 
 :func:`judge_studies` is the whole of it. Each stage is one call, data in, data out; no stage calls the next. Studies
 share one thing, the batch that goes through a model. What fails for one image costs that image and says why; what fails
-for one study costs that study.
+for one study costs that study. What runs in the shadow comes after, in :mod:`gateway.shadow`.
 """
 
 from __future__ import annotations
 
+import hashlib
 import logging
-from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import Executor
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
+import onnxruntime
 from pydicom import Dataset
 
 from drift.acquisition import AcquisitionFinding, judge_acquisition
 from gateway.acquisition import Value, device_key, read_parameters
+from gateway.canary import Assignment, assign, paused_words
 from gateway.deidentify import Deidentifier
-from gateway.errors import DeidentificationError, GatewayError
-from gateway.judgement import Explanation, FindingResult, JudgedImage, Priority
-from gateway.results import ResultObject, build_results
+from gateway.errors import DeidentificationError, GatewayError, PausedError
+from gateway.frames import Decoding, prepare_frame
+from gateway.inference import Said, predict
+from gateway.judgement import Explanation, FindingResult, JudgedImage, Priority, Role
+from gateway.results import build_results
 from gateway.routing import choose_rule, is_quality_control
 from gateway.settings import Rule
-from gateway.study import DeidentifiedInstance, DeidentifiedStudy, ReceivedInstance, Study
+from gateway.stages import ChosenImage, Engine, PreparedFrame, StudyJudgement
+from gateway.study import DeidentifiedInstance, DeidentifiedStudy, Study
 from gateway.vault import Vault
 from models.card import Card
-from models.decoding import Decoder
-from models.errors import DecoderUnavailableError, ModelError, UnsafePixelError
-from models.pixels import displayed_frame_count, read_frame
+from models.errors import DecoderUnavailableError, InferenceError, ModelError, UnsafePixelError
+from models.pixels import displayed_frame_count
 from models.prediction import Prediction
-from models.preprocess import Frame, ModelInput, prepare
 from models.quality import judge_quality
 from models.session import ModelSession
 from xai.errors import ExplanationError, XaiError
@@ -46,71 +47,8 @@ from xai.summary import summarise
 
 logger = logging.getLogger(__name__)
 
-PICTURE_LONG_SIDE = 1152
-"""Of the key image's and the viewer's picture (pixels); 12 megapixels decoded at a quarter fit as they are."""
 MAXIMUM_FRAMES = 32
 """Frames of a multi-frame image that are judged; the rest is said to be not judged."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Engine:
-    """What stays in memory between studies."""
-
-    rules: tuple[Rule, ...]
-    sessions: Mapping[str, ModelSession]
-    """Model name -> the session of its champion."""
-    deidentifier: Deidentifier
-    decoder: Decoder
-    """Where compressed frames are decoded: processes with limits."""
-    key: bytes
-    """Site key from which pseudonyms and result UIDs are derived."""
-    gateway_version: str
-    threads: Executor
-    """For what can be done for several studies at once before and after inference."""
-    vault: Vault | None = None
-    """The way back from pseudonyms; ``None`` where the site keeps none."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ChosenImage:
-    """An image that a rule chose."""
-
-    instance: ReceivedInstance
-    rule: Rule
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PreparedFrame:
-    """One frame, ready for one model."""
-
-    instance_key: str
-    frame_index: int
-    model_name: str
-    model_input: ModelInput
-    picture: npt.NDArray[np.uint8]
-    """[rows, columns, 3], long side at most :data:`PICTURE_LONG_SIDE`."""
-    parameters: Mapping[str, Value]
-
-
-@dataclass(slots=True, kw_only=True)
-class StudyJudgement:
-    """What became of one study. Filled stage by stage; ``error`` ends it."""
-
-    study: Study
-    chosen: tuple[ChosenImage, ...] = ()
-    not_judged_reasons: dict[str, str] = field(default_factory=dict)
-    """Instance key -> why it has no prediction."""
-    quarantine_reasons: dict[str, str] = field(default_factory=dict)
-    """Instance key -> why it belongs in quarantine: it cannot be de-identified, or its pixels harmed the decoder."""
-    frames: tuple[PreparedFrame, ...] = ()
-    judged: tuple[JudgedImage, ...] = ()
-    results: tuple[ResultObject, ...] = ()
-    error: GatewayError | ModelError | XaiError | None = None
-
-    @property
-    def priority(self) -> Priority:
-        """The highest priority of its images."""
-        return max((image.priority for image in self.judged), default=Priority.LOW)
 
 
 def judge_studies(studies: Sequence[Study], engine: Engine, now: datetime) -> tuple[StudyJudgement, ...]:
@@ -121,6 +59,8 @@ def judge_studies(studies: Sequence[Study], engine: Engine, now: datetime) -> tu
         try:
             headers = read_headers(study)
             judgement.chosen = choose_images(study, headers, engine.rules, judgement.not_judged_reasons)
+            parameters = acquisition_parameters(judgement.chosen, headers, engine.key)
+            assignments = choose_versions(judgement, parameters, engine)
             deidentified = deidentify(
                 judgement.chosen,
                 study,
@@ -130,23 +70,17 @@ def judge_studies(studies: Sequence[Study], engine: Engine, now: datetime) -> tu
             )
             if engine.vault is not None:
                 remember_identity(deidentified, study, engine.vault, now)
-            judgement.frames = prepare_frames(
-                deidentified,
-                headers,
-                judgement.chosen,
-                engine,
-                judgement.not_judged_reasons,
-                judgement.quarantine_reasons,
-            )
+            prepare_frames(deidentified, parameters, assignments, engine, judgement)
         except (GatewayError, DecoderUnavailableError) as error:
             judgement.error = error
         return judgement
 
-    def finish_study(judgement: StudyJudgement, predictions: Sequence[Prediction]) -> StudyJudgement:
+    def finish_study(judgement: StudyJudgement) -> StudyJudgement:
+        if judgement.error is not None:
+            return judgement
         try:
             judgement.judged = tuple(
-                judge_frame(frame, prediction, engine.sessions[frame.model_name])
-                for frame, prediction in zip(judgement.frames, predictions, strict=True)
+                judge_frame(frame, judgement.said[frame.key], engine) for frame in judgement.frames
             )
             if judgement.judged:
                 judgement.results = build_results(
@@ -162,10 +96,8 @@ def judge_studies(studies: Sequence[Study], engine: Engine, now: datetime) -> tu
         return judgement
 
     prepared = list(engine.threads.map(prepare_study, studies))
-    predictions = predict([frame for judgement in prepared for frame in judgement.frames], engine.sessions)
-    return tuple(
-        engine.threads.map(finish_study, prepared, split(predictions, [len(each.frames) for each in prepared]))
-    )
+    run_models(prepared, engine)
+    return tuple(engine.threads.map(finish_study, prepared))
 
 
 def read_headers(study: Study) -> dict[str, Dataset]:
@@ -237,129 +169,184 @@ def recall_identity(study: Study, vault: Vault) -> Dataset:
     return vault.recall(study.study_key).header
 
 
+def acquisition_parameters(
+    chosen: Sequence[ChosenImage], headers: Mapping[str, Dataset], key: bytes
+) -> dict[str, dict[str, Value]]:
+    """Instance key -> its acquisition parameters.
+
+    They come from the original `headers`, since de-identification removes some of them; they hold no PHI.
+    """
+    keys = [image.instance.instance_key for image in chosen]
+    return {each: dict(read_parameters(headers[each], site_key=key)) for each in keys}
+
+
+def choose_versions(
+    judgement: StudyJudgement, parameters: Mapping[str, Mapping[str, Value]], engine: Engine
+) -> dict[str, dict[str, Assignment]]:
+    """Instance key -> model name -> which version judges it, and which run beside; the same for a whole study.
+
+    Raises
+    ------
+    PausedError
+        A champion that should judge is left alone by its breaker, and studies are to wait for it.
+    """
+    devices: dict[str, set[str]] = {}
+    for image in judgement.chosen:
+        for name in image.rule.models:
+            devices.setdefault(name, set()).add(device_key(parameters[image.instance.instance_key]))
+    assignments, reasons = {}, {}
+    for name, made_by in devices.items():
+        champion = engine.sessions.get(name)
+        if champion is None:
+            reasons[name] = f"{name}: no champion version is loaded"
+            continue
+        chosen = assign(
+            champion,
+            engine.beside.get(name),
+            engine.breakers,
+            engine.key,
+            study_key=judgement.study.study_key,
+            devices=made_by,
+        )
+        canary = engine.beside[name].canary if chosen.skipped else None
+        if canary is not None:
+            judgement.add_failure(canary, Role.CANARY, chosen.skipped)
+        reasons[name] = "" if chosen.role is Role.CANARY else why_paused(champion, engine)
+        if reasons[name]:
+            judgement.add_failure(champion, Role.CHAMPION, reasons[name])
+        else:
+            assignments[name] = chosen
+    found = {}
+    for image in judgement.chosen:
+        key, names = image.instance.instance_key, image.rule.models
+        found[key] = {name: assignments[name] for name in names if name in assignments}
+        problems = [reasons[name] for name in names if reasons[name]]
+        if problems:
+            judgement.not_judged_reasons[key] = "; ".join(problems)
+    return found
+
+
+def why_paused(champion: ModelSession, engine: Engine) -> str:
+    """Why a champion may not be asked, empty where it may.
+
+    Raises
+    ------
+    PausedError
+        It may not, and studies are to wait for it.
+    """
+    card = champion.bundle.card
+    breaker = engine.breakers.of(card.name, card.version)
+    if breaker.is_closed:
+        return ""
+    reason = f"{card.name} {card.version}: {paused_words(breaker.reason)}"
+    if engine.paused == "wait":
+        raise PausedError(f"waits for {reason}", wait_s=breaker.wait_s)
+    return f"not judged, {reason}"
+
+
 def prepare_frames(
     study: DeidentifiedStudy,
-    headers: Mapping[str, Dataset],
-    chosen: Sequence[ChosenImage],
+    parameters: Mapping[str, Mapping[str, Value]],
+    assignments: Mapping[str, Mapping[str, Assignment]],
     engine: Engine,
-    reasons: dict[str, str],
-    quarantine_reasons: dict[str, str],
-) -> tuple[PreparedFrame, ...]:
-    """Decode each image once, at no more than the size that is needed, and make each model's tensor of it.
+    judgement: StudyJudgement,
+) -> None:
+    """Decode each image once, at no more than the size that is needed, and make each version's tensor of it.
 
     An image whose pixels harm the decoder ends there: its other frames are left alone.
-
-    Acquisition parameters come from the original `headers`, since de-identification removes some of them; they hold
-    no PHI.
     """
-    models = {image.instance.instance_key: image.rule.models for image in chosen}
-    frames: list[PreparedFrame] = []
+    made: list[PreparedFrame] = []
     for instance in study.instances:
-        key = instance.instance_key
-        sessions = {name: engine.sessions[name] for name in models[key] if name in engine.sessions}
-        problems = [f"{name}: no champion version is loaded" for name in models[key] if name not in sessions]
+        key, here = instance.instance_key, assignments[instance.instance_key]
+        problems = [judgement.not_judged_reasons[key]] if key in judgement.not_judged_reasons else []
         try:
             count = displayed_frame_count(instance.dataset)
             if count > MAXIMUM_FRAMES:
                 problems.append(f"{count} frames, of which the first {MAXIMUM_FRAMES} were judged")
-            parameters = read_parameters(headers[key], site_key=engine.key)
-            for index in range(min(count, MAXIMUM_FRAMES) if sessions else 0):
-                frame = read_frame(
-                    instance.dataset,
-                    frame_index=index,
-                    least_side=_least_side(sessions.values()),
-                    decoder=engine.decoder,
-                )
-                inputs = model_inputs(frame, sessions, problems)
-                picture = display_picture(frame)
-                frames.extend(
-                    PreparedFrame(
-                        instance_key=key,
-                        frame_index=index,
-                        model_name=name,
-                        model_input=model_input,
-                        picture=picture,
-                        parameters=parameters,
-                    )
-                    for name, model_input in inputs.items()
-                )
+            for index in range(min(count, MAXIMUM_FRAMES) if here else 0):
+                decoding = Decoding(instance=instance, frame_index=index, decoder=engine.decoder)
+                made.extend(prepare_frame(decoding, here, parameters[key], judgement, problems))
         except DecoderUnavailableError:
             raise
         except ModelError as error:
             problems.append(str(error))
             if isinstance(error, UnsafePixelError):
-                quarantine_reasons[key] = str(error)
+                judgement.quarantine_reasons[key] = str(error)
         if problems:
-            reasons[key] = "; ".join(dict.fromkeys(problems))
-    return tuple(frames)
+            judgement.not_judged_reasons[key] = "; ".join(dict.fromkeys(problems))
+    judgement.frames = tuple(each for each in made if each.role is not Role.SHADOW)
+    judgement.companions = tuple(each for each in made if each.role is Role.SHADOW)
+    for name in {failure.model_name for failure in judgement.failures.values() if failure.role is Role.CANARY}:
+        if any(each.stands_by and each.model_name == name for each in judgement.companions):
+            judgement.fall_back(name)
 
 
-def model_inputs(frame: Frame, sessions: Mapping[str, ModelSession], problems: list[str]) -> dict[str, ModelInput]:
-    """Each model's tensor of a frame; one that does not take it goes into `problems`, and costs the others nothing."""
-    inputs: dict[str, ModelInput] = {}
-    for name, session in sessions.items():
-        try:
-            inputs[name] = prepare(frame, session.bundle.card.pixel_contract)
-        except ModelError as error:
-            problems.append(f"{name}: {error}")
-    return inputs
+def run_models(judgements: Sequence[StudyJudgement], engine: Engine) -> None:
+    """Predictions of the versions that judge; where a canary fails on a study, the champion judges it."""
+    todo = [(each, frame) for each in judgements if each.error is None for frame in each.frames]
+    while todo:
+        answers = predict([frame for _, frame in todo], engine.breakers)
+        fallen: dict[tuple[int, str], StudyJudgement] = {}
+        for (judgement, frame), answer in zip(todo, answers, strict=True):
+            if not isinstance(answer, InferenceError):
+                judgement.said[frame.key] = answer
+                continue
+            judgement.add_failure(frame.session, frame.role, str(answer))
+            if frame.role is Role.CANARY:
+                fallen[id(judgement), frame.model_name] = judgement
+            else:
+                judgement.error = judgement.error or answer
+        todo = []
+        for (_, name), judgement in fallen.items():
+            stand_ins = judgement.fall_back(name)
+            if stand_ins and (reason := _why_paused(stand_ins[0].session, judgement, engine)):
+                judgement.frames = tuple(each for each in judgement.frames if each.model_name != name)
+                for frame in stand_ins:
+                    judgement.not_judged_reasons[frame.instance_key] = reason
+            else:
+                todo.extend((judgement, frame) for frame in stand_ins)
 
 
-def _least_side(sessions: Iterable[ModelSession]) -> int:
-    """Shortest side at which a picture may be decoded: enough for the tensor's crop and for the key image."""
-    sizes = (session.bundle.card.pixel_contract.size for session in sessions)
-    return max(640, *(max(size.rows, size.columns) * 3 // 2 for size in sizes))
+def _why_paused(champion: ModelSession, judgement: StudyJudgement, engine: Engine) -> str:
+    """As :func:`why_paused`, with waiting as the study's error."""
+    try:
+        reason = why_paused(champion, engine)
+    except PausedError as error:
+        judgement.error = error
+        return str(error)
+    if reason:
+        judgement.add_failure(champion, Role.CHAMPION, reason)
+    return reason
 
 
-def display_picture(frame: Frame) -> npt.NDArray[np.uint8]:
-    """uint8 [rows, columns, 3], the frame as displayed, long side at most :data:`PICTURE_LONG_SIDE`."""
-    if frame.is_colour and max(frame.pixels.shape) <= PICTURE_LONG_SIDE:
-        return np.asarray(frame.pixels, dtype=np.uint8)
-    if frame.is_colour:
-        picture = Image.fromarray(np.asarray(frame.pixels, dtype=np.uint8))
-    else:
-        levels = np.asarray(frame.pixels, dtype=np.float32)
-        picture = Image.fromarray((np.clip(levels, 0, 1) * 255 + 0.5).astype(np.uint8))
-    scale = PICTURE_LONG_SIDE / max(picture.size)
-    if scale < 1:
-        size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
-        picture = picture.resize(size, Image.Resampling.BILINEAR, reducing_gap=2.0)
-    return np.asarray(picture.convert("RGB"))
-
-
-def predict(frames: Sequence[PreparedFrame], sessions: Mapping[str, ModelSession]) -> list[Prediction]:
-    """One prediction a frame, in order; frames of one model go through it together, whatever study they are of."""
-    predictions: dict[int, Prediction] = {}
-    for name, session in sessions.items():
-        places = [place for place, frame in enumerate(frames) if frame.model_name == name]
-        if places:
-            tensors = np.stack([frames[place].model_input.tensor for place in places])
-            predictions.update(zip(places, session.run(tensors), strict=True))
-    return [predictions[place] for place in range(len(frames))]
-
-
-def split(predictions: Sequence[Prediction], counts: Sequence[int]) -> list[Sequence[Prediction]]:
-    """Cut a batch's predictions into those of each study."""
-    ends = np.cumsum(counts).tolist()
-    return [predictions[end - count : end] for end, count in zip(ends, counts, strict=True)]
-
-
-def judge_frame(frame: PreparedFrame, prediction: Prediction, session: ModelSession) -> JudgedImage:
+def judge_frame(frame: PreparedFrame, said: Said, engine: Engine) -> JudgedImage:
     """Findings, quality, explanation and acquisition findings of one frame."""
-    card = session.bundle.card
+    card = frame.session.bundle.card
     return JudgedImage(
         instance_key=frame.instance_key,
         frame_index=frame.frame_index,
-        prediction=prediction,
+        prediction=said.prediction,
         card=card,
-        findings=decide(prediction, card),
+        findings=decide(said.prediction, card),
         ungradable_reasons=judge_quality(frame.model_input.statistics, card.quality),
-        explanation=explain(frame, prediction, session),
+        explanation=explain(frame, said.prediction),
         acquisition_findings=check_acquisition(frame, card),
         statistics=frame.model_input.statistics,
         parameters=frame.parameters,
         device_key=device_key(frame.parameters),
         picture=frame.picture,
+        role=frame.role,
+        inference_ms=said.inference_ms,
+        provenance={
+            "gateway_version": engine.gateway_version,
+            "onnxruntime": onnxruntime.__version__,
+            "providers": list(frame.session.providers_in_use),
+            "batch": said.batch,
+            "tensor_sha256": hashlib.sha256(np.ascontiguousarray(frame.model_input.tensor).data).hexdigest(),
+            "deidentification": engine.profile_sha256,
+            "least_side": frame.least_side,
+            "decoder_scale": frame.decoded[0] / frame.model_input.grid.source_rows,
+        },
     )
 
 
@@ -384,16 +371,16 @@ def decide(prediction: Prediction, card: Card) -> tuple[FindingResult, ...]:
     return tuple(results)
 
 
-def explain(frame: PreparedFrame, prediction: Prediction, session: ModelSession) -> Explanation | None:
+def explain(frame: PreparedFrame, prediction: Prediction) -> Explanation | None:
     """Grad-CAM of the finding with the highest score; ``None`` where there is none, which is shown as not judged."""
-    card = session.bundle.card
+    card = frame.session.bundle.card
     finding = max(card.findings, key=lambda each: prediction.scores[each.name])
     grid = frame.model_input.grid
     try:
         cam = gradcam(
             prediction.feature_map,
             prediction.probabilities,
-            head_gradients(prediction, session),
+            head_gradients(prediction, frame.session),
             card.label_indices(finding),
             card.activation,
         )

@@ -2,6 +2,8 @@
 
 A read model: rows of the store put together, nothing computed that a model or a monitor should have said. The number of
 statements is the same for one study and for ten thousand.
+
+What ran in the shadow is in none of it, but for :func:`study_detail` where an engineer asks for it by name.
 """
 
 from __future__ import annotations
@@ -29,7 +31,8 @@ from sqlalchemy import (
 
 from gateway.errors import StoreError
 from gateway.store.engine import Store
-from gateway.store.schema import alarm, delivery, drift_result, instance, prediction, result, study
+from gateway.store.predictions import OUTWARD
+from gateway.store.schema import alarm, delivery, drift_result, instance, model_failure, prediction, result, study
 from gateway.study import StudyState
 
 PRIORITIES = ("LOW", "MEDIUM", "HIGH")
@@ -124,11 +127,12 @@ def every_study(store: Store) -> list[dict[str, Any]]:
         return _assemble(connection, rows, None)
 
 
-def study_detail(store: Store, study_key: str) -> dict[str, Any]:
+def study_detail(store: Store, study_key: str, *, shadows: bool = False) -> dict[str, Any]:
     """One study with its images.
 
     Beside what :func:`list_studies` gives, ``images``: instance_key, sop_instance_uid, sop_class_uid, modality, rule,
-    received_at, expired_at (the original was deleted; ``None``: it is there), in order of arrival.
+    received_at, expired_at (the original was deleted; ``None``: it is there), in order of arrival. With `shadows`, for
+    engineers alone: ``shadows``, predictions of versions that ran unseen, and ``failures``, versions that gave none.
 
     Raises
     ------
@@ -153,14 +157,27 @@ def study_detail(store: Store, study_key: str) -> dict[str, Any]:
             {**row, "received_at": row["received_at"].isoformat(), "expired_at": _iso(row["expired_at"])}
             for row in connection.execute(images).mappings()
         ]
+        if shadows:
+            found["shadows"] = _predictions(connection, [study_key], {}, ~OUTWARD).get(study_key, [])
+            found["failures"] = _failures(connection, study_key)
     return found
+
+
+def _failures(connection: Connection, study_key: str) -> list[dict[str, Any]]:
+    columns = [model_failure.c[name] for name in ("model_name", "version", "role", "reason", "at")]
+    rows = connection.execute(
+        select(*columns).where(model_failure.c.study_key == study_key).order_by(model_failure.c.failure_id)
+    )
+    return [alarm_view(dict(row)) for row in rows.mappings()]
 
 
 def _matches(state: str | None, priority: str | None, query: str, since: datetime | None) -> ColumnElement[bool]:
     conditions: list[ColumnElement[bool]] = [study.c.study_key.is_not(None)]
     if state == UNGRADABLE:
         too_poor = and_(
-            prediction.c.study_key == study.c.study_key, cast(prediction.c.ungradable_reasons, Text) != "[]"
+            prediction.c.study_key == study.c.study_key,
+            cast(prediction.c.ungradable_reasons, Text) != "[]",
+            OUTWARD,
         )
         conditions.append(exists().where(too_poor))
     elif state:
@@ -194,6 +211,7 @@ def _highest_score(store: Store) -> ColumnElement[Any]:
         .where(
             prediction.c.study_key == study.c.study_key,
             cast(prediction.c.ungradable_reasons, Text) == "[]",
+            OUTWARD,
         )
         .correlate(study)
         .scalar_subquery()
@@ -266,6 +284,7 @@ def study_findings(predictions: Iterable[Row]) -> list[dict[str, Any]]:
                 "present": bool(finding["present"]) and not ungradable,
                 "model_name": each["model_name"],
                 "model_version": each["model_version"],
+                "role": each["role"],
                 "instance_key": each["instance_key"],
                 "frame_index": each["frame_index"],
             }
@@ -283,30 +302,35 @@ def _weight(finding: Row) -> tuple[bool, float]:
     return finding["state"] != UNGRADABLE, finding["score"]
 
 
+_SHOWN = (
+    "instance_key",
+    "frame_index",
+    "model_name",
+    "model_version",
+    "model_sha256",
+    "demonstration",
+    "role",
+    "probabilities",
+    "findings",
+    "ungradable_reasons",
+    "explanation",
+    "acquisition_findings",
+    "device_key",
+)
+"""Columns of a prediction that are shown as they are."""
+
+
 def _predictions(
-    connection: Connection, keys: list[str] | None, drift: Mapping[tuple[str, int, str], Row]
+    connection: Connection,
+    keys: list[str] | None,
+    drift: Mapping[tuple[str, int, str], Row],
+    which: ColumnElement[bool] = OUTWARD,
 ) -> dict[str, list[dict[str, Any]]]:
-    columns = (
-        "study_key",
-        "prediction_id",
-        "instance_key",
-        "frame_index",
-        "model_name",
-        "model_version",
-        "model_sha256",
-        "demonstration",
-        "probabilities",
-        "findings",
-        "ungradable_reasons",
-        "explanation",
-        "heat_map_path",
-        "acquisition_findings",
-        "device_key",
-        "judged_at",
-    )
+    further = ("study_key", "prediction_id", "heat_map_path", "judged_at", "paired_version", "agrees")
     statement = (
-        select(*(prediction.c[name] for name in columns), instance.c.sop_instance_uid)
+        select(*(prediction.c[name] for name in (*_SHOWN, *further)), instance.c.sop_instance_uid)
         .join(instance, instance.c.instance_key == prediction.c.instance_key)
+        .where(which)
         .order_by(instance.c.received_at, instance.c.instance_key, prediction.c.frame_index, prediction.c.model_name)
     )
     if keys is not None:
@@ -318,12 +342,15 @@ def _predictions(
         newest[key] = max(newest.get(key, 0), row["prediction_id"])
     found: defaultdict[str, list[dict[str, Any]]] = defaultdict(list)
     for row in rows:
-        values = {name: row[name] for name in (*columns[2:12], *columns[13:15], "sop_instance_uid")}
+        values = {name: row[name] for name in (*_SHOWN, "sop_instance_uid")}
         values["has_heat_map"] = row["heat_map_path"] is not None
         values["heat_map_expired"] = row["heat_map_path"] is None and row["explanation"] is not None
         values["judged_at"] = row["judged_at"].isoformat()
-        values["superseded"] = row["prediction_id"] != newest[_image_and_model(row)]
-        values["drift"] = _drift_of(row, drift)
+        if which is OUTWARD:
+            values["superseded"] = row["prediction_id"] != newest[_image_and_model(row)]
+            values["drift"] = _drift_of(row, drift)
+        else:
+            values |= {"paired_version": row["paired_version"], "agrees": row["agrees"]}
         found[row["study_key"]].append(values)
     return found
 

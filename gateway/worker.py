@@ -2,19 +2,22 @@
 
 It holds its studies by a lease. Killed at any moment, it loses nothing: its lease ends, another worker judges the
 study again, and every identifier comes out the same.
+
+What runs in the shadow is run when nothing else waits, and after results are recorded.
 """
 
 from __future__ import annotations
 
 import gc
+import hashlib
 import io
 import logging
 import os
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -29,6 +32,7 @@ from gateway.errors import (
     Disposition,
     GatewayError,
     IdentityError,
+    PausedError,
     ResultMismatchError,
     StoreError,
     TransitionError,
@@ -39,28 +43,31 @@ from gateway.errors import (
 from gateway.judgement import JudgedImage
 from gateway.last_check import LastCheck
 from gateway.objects import ObjectFolder, heat_map_path, picture_path, quarantine_path, result_path
-from gateway.pipeline import Engine, StudyJudgement, judge_studies
+from gateway.pipeline import judge_studies
 from gateway.results import ResultObject
+from gateway.serving import Versions
 from gateway.settings import Settings
+from gateway.shadow import Backlog, ShadowImage, ShadowOutcome, ShadowWork, failures_of, run_shadow, shadow_work
 from gateway.site_key import load_site_key
+from gateway.stages import Engine, Failure, StudyJudgement
 from gateway.store import open_store
 from gateway.store.intake import new_key
-from gateway.store.models import ServedVersion, VersionState, served_versions
 from gateway.store.monitoring import report_process
 from gateway.store.predictions import (
+    FailureRow,
     JudgementRecord,
     PredictionRow,
     QuarantinedInstance,
     ResultRow,
+    record_failures,
     record_judgement,
+    record_shadows,
 )
 from gateway.store.studies import ClaimedStudy, claim_studies, give_back, queue_complete_studies, renew_leases
 from gateway.study import StudyState
 from gateway.vault import open_vault
-from models.card import load_bundle
 from models.decoding import DecodingLimits, DecodingPool
 from models.errors import ModelError
-from models.session import ModelSession
 
 logger = logging.getLogger(__name__)
 
@@ -70,6 +77,10 @@ STORE_PAUSE_S = 5.0
 REPORT_S = 5.0
 HEAT_MAP_LONG_SIDE = 256
 RETRY_DELAY_S = 5.0
+LEAST_WAIT_S = 1.0
+"""Of a study whose model is left alone by its circuit breaker; another worker may have it at once after that."""
+LAST_SHADOWS_S = 3.0
+"""What waits in the shadow when a worker stops may take this long."""
 COLLECTION_THRESHOLDS = (50_000, 20, 20)
 
 
@@ -83,6 +94,7 @@ def run(settings: Settings, data_dir: Path, stop: threading.Event, *, name: str,
         while not stop.is_set():
             if not worker.work_once():
                 stop.wait(worker.pause_s)
+        worker.finish_shadows(LAST_SHADOWS_S)
     finally:
         worker.close()
 
@@ -106,7 +118,6 @@ class Worker:
         self._threads = threads
         self._lease = timedelta(seconds=settings.worker.lease_s)
         self._store = open_store(settings.store.url, data_dir=data_dir)
-        self._engines = data_dir / "engines"
         self._objects = ObjectFolder.in_data_dir(data_dir)
         self._key = load_site_key(settings.deidentification, data_dir)
         self._deidentifier = Deidentifier(self._key, settings.deidentification.profile)
@@ -115,12 +126,15 @@ class Worker:
         self._decoder = DecodingPool(DecodingLimits(**settings.decoding.model_dump()), size=threads)
         self._decoder.start()
         self._executor = ThreadPoolExecutor(threads, thread_name_prefix="study")
-        self._sessions: dict[str, ModelSession] = {}
-        self._broken: set[tuple[str, int]] = set()
+        self.versions = Versions(settings, self._store, threads, data_dir / "engines")
+        self._backlog = Backlog(limit_bytes=settings.shadow.memory_bytes)
+        profile = settings.deidentification.model_dump_json(exclude={"key_file", "key_environment", "key_command"})
+        self._profile_sha256 = hashlib.sha256(profile.encode()).hexdigest()
         self.pause_s = POLL_S
         """How long to wait when there was nothing to do, or nothing could be done."""
         self._judged = 0
         self._reported_at = 0.0
+        self._reported: tuple[Any, ...] = ()
         self._closed = threading.Event()
         self._keeper = threading.Thread(target=self._keep_leases, name="lease", daemon=True)
         self._keeper.start()
@@ -130,18 +144,20 @@ class Worker:
         self._closed.set()
         self._keeper.join()
         self._executor.shutdown()
+        self.versions.close()
         self._decoder.close()
         if self._vault is not None:
             self._vault.close()
         self._store.close()
 
     def work_once(self) -> bool:
-        """Queue what is complete, judge one batch; false when there was nothing to do."""
+        """Queue what is complete, judge one batch, or run one study's shadow; false when there was nothing to do."""
         try:
             now = datetime.now(UTC)
+            known = self.versions.follow()
             self._report()
             queue_complete_studies(self._store, now)
-            if not self._follow_versions():
+            if not known:
                 self.pause_s = POLL_S
                 return False
             if self._vault is not None:
@@ -165,7 +181,51 @@ class Worker:
         batch = [each for each in claimed if each not in worn_out]
         if batch:
             self._judge(batch)
-        return bool(claimed)
+        return self._follow_in_the_shadow(bool(claimed))
+
+    def _follow_in_the_shadow(self, claimed: bool) -> bool:
+        """Run what waits in the shadow while nobody else waits; more only where too much waits."""
+        ran = False
+        while len(self._backlog) and (self._backlog.is_full or not (claimed or ran)):
+            work = self._backlog.take()
+            assert work is not None
+            if self._backlog.is_full and self._settings.shadow.when_full == "skip":
+                self._record_shadow(work, ShadowOutcome(study_key=work.study_key), "skipped: too much waited")
+            else:
+                self._run_shadow(work)
+            ran = True
+        return claimed or ran
+
+    def finish_shadows(self, limit_s: float) -> None:
+        """Run what waits in the shadow, for so long."""
+        deadline = time.monotonic() + limit_s
+        while len(self._backlog) and time.monotonic() < deadline:
+            work = self._backlog.take()
+            assert work is not None
+            self._run_shadow(work)
+
+    def _run_shadow(self, work: ShadowWork) -> None:
+        outcome, reason = ShadowOutcome(study_key=work.study_key), ""
+        try:
+            outcome = run_shadow(work, self._engine())
+        except Exception as error:
+            logger.error("study %s, shadow: %s", work.study_key, type(error).__name__, exc_info=error)
+            reason = f"internal error: {type(error).__name__}"
+        self._record_shadow(work, outcome, reason)
+
+    def _record_shadow(self, work: ShadowWork, outcome: ShadowOutcome, reason: str) -> None:
+        failures = failures_of(work.frames, reason) if reason else tuple(outcome.failures.values())
+        for failure in failures:
+            logger.warning(
+                "study %s, shadow: %s %d: %s", work.study_key, failure.model_name, failure.version, failure.reason
+            )
+        try:
+            for each in outcome.images:
+                self._write_heat_map(each.image)
+            rows = [shadow_row(each) for each in outcome.images]
+            record_shadows(self._store, work.study_key, rows, failure_rows(failures), datetime.now(UTC))
+        except (StoreError, OSError) as error:
+            logger.error("study %s, shadow: cannot be recorded: %s", work.study_key, type(error).__name__)
 
     def _judge(self, batch: Sequence[ClaimedStudy]) -> None:
         started = time.perf_counter()
@@ -175,7 +235,9 @@ class Worker:
             self._isolate(batch, error)
             return
         for each, judgement in zip(batch, judgements, strict=True):
-            self._conclude(each, judgement)
+            work = shadow_work(judgement)
+            if self._conclude(each, judgement) and work is not None:
+                self._backlog.add(work)
         self._judged += len(batch)
         logger.info("judged %d studies in %.0f ms", len(batch), (time.perf_counter() - started) * 1000)
 
@@ -190,12 +252,21 @@ class Worker:
         reason = str(error) if expected else f"internal error: {type(error).__name__}"
         self._give_back(batch[0], reason, retry=disposition(error) is Disposition.RETRY)
 
-    def _conclude(self, claimed: ClaimedStudy, judgement: StudyJudgement) -> None:
-        """Write down what became of one study."""
+    def _conclude(self, claimed: ClaimedStudy, judgement: StudyJudgement) -> bool:
+        """Write down what became of one study; whether it was judged."""
+        for failure in judgement.failures.values():
+            logger.warning(
+                "study %s: %s %d, %s, gave nothing: %s",
+                claimed.study.study_key,
+                failure.model_name,
+                failure.version,
+                failure.role,
+                failure.reason,
+            )
         if judgement.error is not None:
             logger.error("study %s: %s", claimed.study.study_key, judgement.error)
-            self._give_back(claimed, str(judgement.error), retry=disposition(judgement.error) is Disposition.RETRY)
-            return
+            self._put_off(claimed, judgement.error, judgement)
+            return False
         try:
             record = self._record(claimed, judgement)
             for unneeded in record_judgement(self._store, record, datetime.now(UTC)):
@@ -209,6 +280,23 @@ class Worker:
         except (StoreError, VaultError, OSError) as error:
             logger.error("study %s: cannot be recorded: %s", claimed.study.study_key, type(error).__name__)
             self._give_back(claimed, f"cannot be recorded: {type(error).__name__}", retry=True)
+        else:
+            return True
+        return False
+
+    def _put_off(self, claimed: ClaimedStudy, error: Exception, judgement: StudyJudgement) -> None:
+        """A study that could not be judged: to be tried again, to wait for a version, or for a person to see."""
+        if isinstance(error, PausedError):
+            wait_s = max(LEAST_WAIT_S, error.wait_s)
+            self._give_back(claimed, str(error), retry=True, delay_s=wait_s, was_attempt=False)
+            return
+        try:
+            record_failures(
+                self._store, claimed.study.study_key, failure_rows(judgement.failures.values()), datetime.now(UTC)
+            )
+        except StoreError as failed:
+            logger.error("study %s: %s", claimed.study.study_key, failed)
+        self._give_back(claimed, str(error), retry=disposition(error) is Disposition.RETRY)
 
     def _record(self, claimed: ClaimedStudy, judgement: StudyJudgement) -> JudgementRecord:
         for image in judgement.judged:
@@ -226,6 +314,7 @@ class Worker:
             | {image.instance.instance_key: image.rule.name for image in judgement.chosen},
             not_judged_reasons=judgement.not_judged_reasons,
             quarantined={key: self._quarantine(key, judgement) for key in judgement.quarantine_reasons},
+            failures=failure_rows(judgement.failures.values()),
         )
 
     def _quarantine(self, instance_key: str, judgement: StudyJudgement) -> QuarantinedInstance:
@@ -239,6 +328,9 @@ class Worker:
     def _write_pictures(self, image: JudgedImage) -> None:
         """Display picture and heat map for the viewer. Not durable: they can be made again."""
         self._objects.write(picture_path(image.instance_key, image.frame_index), _jpeg(image.picture), durable=False)
+        self._write_heat_map(image)
+
+    def _write_heat_map(self, image: JudgedImage) -> None:
         if image.explanation is not None:
             path = heat_map_path(
                 image.instance_key, image.frame_index, image.prediction.model_name, image.prediction.model_version
@@ -264,7 +356,11 @@ class Worker:
             destinations=tuple(sorted(names)),
         )
 
-    def _give_back(self, claimed: ClaimedStudy, reason: str, *, retry: bool) -> None:
+    def _give_back(
+        self, claimed: ClaimedStudy, reason: str, *, retry: bool, delay_s: float | None = None, was_attempt: bool = True
+    ) -> None:
+        if delay_s is None:
+            delay_s = RETRY_DELAY_S * 2 ** (claimed.attempts - 1) if retry else 0.0
         try:
             give_back(
                 self._store,
@@ -272,7 +368,8 @@ class Worker:
                 to=StudyState.QUEUED if retry else StudyState.FAILED,
                 reason=reason,
                 now=datetime.now(UTC),
-                delay=timedelta(seconds=RETRY_DELAY_S * 2 ** (claimed.attempts - 1) if retry else 0),
+                delay=timedelta(seconds=delay_s),
+                was_attempt=was_attempt,
             )
         except (StoreError, TransitionError) as error:
             logger.error("study %s: cannot be given back, its lease will end: %s", claimed.study.study_key, error)
@@ -280,57 +377,30 @@ class Worker:
     def _engine(self) -> Engine:
         return Engine(
             rules=self._settings.rules,
-            sessions=self._sessions,
+            sessions=dict(self.versions.sessions),
             deidentifier=self._deidentifier,
             decoder=self._decoder,
             key=self._key,
             gateway_version=__version__,
             threads=self._executor,
             vault=self._vault,
+            beside=self.versions.beside,
+            breakers=self.versions.breakers,
+            paused=self._settings.breaker.policy,
+            profile_sha256=self._profile_sha256,
         )
 
-    def _follow_versions(self) -> bool:
-        """Load what is champion now; false while the store knows of no version yet."""
-        served = served_versions(self._store)
-        champions = {entry.model_name: entry for entry in served if entry.state is VersionState.CHAMPION}
-        for name in {name for rule in self._settings.rules for name in rule.models} & champions.keys():
-            session = self._sessions.get(name)
-            if session is None or session.bundle.card.version != champions[name].version:
-                self._load(champions[name])
-        return bool(served)
-
-    def _load(self, entry: ServedVersion) -> None:
-        if (entry.model_name, entry.version) in self._broken:
-            return
-        try:
-            session = ModelSession(
-                load_bundle(Path(entry.folder)),
-                providers=self._settings.worker.providers or None,
-                threads=self._threads,
-                cache_folder=self._engines,
-            )
-        except ModelError as error:
-            # What ran before goes on; a study that needs a model that never loaded says so.
-            logger.error("%s version %d cannot be loaded: %s", entry.model_name, entry.version, error)
-            self._broken.add((entry.model_name, entry.version))
-            return
-        self._sessions[entry.model_name] = session
-        self._reported_at = 0.0
-
     def _report(self) -> None:
-        if time.monotonic() - self._reported_at < REPORT_S and self._reported_at:
+        changed = self.versions.fingerprint()
+        if time.monotonic() - self._reported_at < REPORT_S and changed == self._reported:
             return
-        self._reported_at = time.monotonic()
+        self._reported_at, self._reported = time.monotonic(), changed
         report_process(
             self._store,
             name=self._name,
             pid=os.getpid(),
             now=datetime.now(UTC),
-            detail={
-                "judged": self._judged,
-                "models": {name: session.bundle.card.version for name, session in self._sessions.items()},
-                "providers": {name: list(session.providers_in_use) for name, session in self._sessions.items()},
-            },
+            detail={"judged": self._judged, "shadow_waiting": len(self._backlog), **self.versions.describe()},
         )
 
     def _keep_leases(self) -> None:
@@ -391,6 +461,24 @@ def prediction_row(image: JudgedImage) -> PredictionRow:
         statistics=_plain(image.statistics),
         device_key=image.device_key,
         embedding=prediction.embedding,
+        role=image.role.value,
+        inference_ms=image.inference_ms,
+        provenance=dict(image.provenance),
+    )
+
+
+def shadow_row(shadow: ShadowImage) -> PredictionRow:
+    """The row of what a shadow said."""
+    return replace(prediction_row(shadow.image), paired_version=shadow.paired_version, agrees=shadow.agrees)
+
+
+def failure_rows(failures: Iterable[Failure]) -> tuple[FailureRow, ...]:
+    """The rows of versions that gave nothing."""
+    return tuple(
+        FailureRow(
+            model_name=failure.model_name, version=failure.version, role=failure.role.value, reason=failure.reason
+        )
+        for failure in failures
     )
 
 

@@ -1,20 +1,27 @@
-"""What a worker leaves behind when it has judged a study: predictions, results, deliveries, the study's new state."""
+"""What a worker leaves behind when it has judged a study: predictions, results, deliveries, the study's new state.
+
+Later, and apart from that, what ran beside in the shadow. No reader outside this gateway's engineers sees a prediction
+of the role ``shadow``: :data:`OUTWARD` is the condition that all others use.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from sqlalchemy import Connection, case, delete, insert, select, update
+from sqlalchemy import ColumnElement, Connection, and_, case, delete, insert, select, update
 
 from gateway.store.engine import Store
-from gateway.store.schema import delivery, instance, prediction, quarantine, result, study
+from gateway.store.schema import delivery, instance, model_failure, prediction, quarantine, result, study
 from gateway.store.studies import move_study
 from gateway.study import StudyState
+
+OUTWARD = prediction.c.role != "shadow"
+"""Of a prediction: that its version judged, as champion or canary, so that it was said outside."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +45,23 @@ class PredictionRow:
     statistics: dict[str, float]
     device_key: str
     embedding: npt.NDArray[np.float32]
+    role: str = "champion"
+    inference_ms: float | None = None
+    provenance: dict[str, Any] | None = None
+    paired_version: int | None = None
+    """Of a shadow: the version that judged the same frame; ``None``: none did."""
+    agrees: bool | None = None
+    """Of a shadow: whether it decided every finding as that version did."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FailureRow:
+    """A version that gave no prediction for a study though it should have."""
+
+    model_name: str
+    version: int
+    role: str
+    reason: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,6 +102,7 @@ class JudgementRecord:
     """Instance key -> why no model gave a prediction for it, where a rule had chosen it."""
     quarantined: Mapping[str, QuarantinedInstance] = field(default_factory=dict)
     """By instance key."""
+    failures: tuple[FailureRow, ...] = ()
 
 
 def record_judgement(store: Store, record: JudgementRecord, now: datetime) -> tuple[str, ...]:
@@ -95,6 +120,7 @@ def record_judgement(store: Store, record: JudgementRecord, now: datetime) -> tu
     with store.write() as connection:
         for row in record.predictions:
             _replace_prediction(connection, record.study_key, row, now)
+        _add_failures(connection, record.study_key, record.failures, now)
         for made in record.results:
             if not _add_result(connection, record.study_key, made, now):
                 unneeded.append(made.path)
@@ -125,14 +151,58 @@ def record_judgement(store: Store, record: JudgementRecord, now: datetime) -> tu
     return tuple(unneeded)
 
 
-def _replace_prediction(connection: Connection, study_key: str, row: PredictionRow, now: datetime) -> None:
-    same = (
-        (prediction.c.instance_key == row.instance_key)
-        & (prediction.c.frame_index == row.frame_index)
-        & (prediction.c.model_name == row.model_name)
-        & (prediction.c.model_version == row.model_version)
+def record_shadows(
+    store: Store, study_key: str, rows: Sequence[PredictionRow], failures: Sequence[FailureRow], now: datetime
+) -> None:
+    """Write what ran in the shadow of one judged study.
+
+    What a version said outside stays as it was, also where it runs in the shadow of the same study later.
+
+    Raises
+    ------
+    StoreError
+        Nothing was written; that the study has expired meanwhile is one reason.
+    """
+    with store.write() as connection:
+        for row in rows:
+            said = select(prediction.c.prediction_id).where(_same_as(row), OUTWARD)
+            if connection.execute(said).first() is None:
+                _replace_prediction(connection, study_key, row, now)
+        _add_failures(connection, study_key, failures, now)
+
+
+def record_failures(store: Store, study_key: str, failures: Sequence[FailureRow], now: datetime) -> None:
+    """Write which versions gave no prediction for a study that is not judged yet."""
+    if failures:
+        with store.write() as connection:
+            _add_failures(connection, study_key, failures, now)
+
+
+def _add_failures(connection: Connection, study_key: str, failures: Sequence[FailureRow], now: datetime) -> None:
+    """One row a study, version and role: a study that is tried again is no new evidence."""
+    for each in failures:
+        connection.execute(
+            delete(model_failure).where(
+                model_failure.c.study_key == study_key,
+                model_failure.c.model_name == each.model_name,
+                model_failure.c.version == each.version,
+                model_failure.c.role == each.role,
+            )
+        )
+        connection.execute(insert(model_failure).values(study_key=study_key, at=now, **asdict(each)))
+
+
+def _same_as(row: PredictionRow) -> ColumnElement[bool]:
+    return and_(
+        prediction.c.instance_key == row.instance_key,
+        prediction.c.frame_index == row.frame_index,
+        prediction.c.model_name == row.model_name,
+        prediction.c.model_version == row.model_version,
     )
-    connection.execute(delete(prediction).where(same))
+
+
+def _replace_prediction(connection: Connection, study_key: str, row: PredictionRow, now: datetime) -> None:
+    connection.execute(delete(prediction).where(_same_as(row)))
     connection.execute(
         insert(prediction).values(
             study_key=study_key,
@@ -153,6 +223,11 @@ def _replace_prediction(connection: Connection, study_key: str, row: PredictionR
             statistics=row.statistics,
             device_key=row.device_key,
             embedding=np.ascontiguousarray(row.embedding, dtype="<f4").tobytes(),
+            role=row.role,
+            inference_ms=row.inference_ms,
+            provenance=row.provenance,
+            paired_version=row.paired_version,
+            agrees=row.agrees,
             judged_at=now,
         )
     )

@@ -177,10 +177,32 @@ def release_leases(store: Store, *, owner: str) -> int:
     return len(keys)
 
 
-def give_back(store: Store, study_key: str, *, to: StudyState, reason: str, now: datetime, delay: timedelta) -> None:
-    """End a claim without a judgement: QUEUED to try again after `delay`, FAILED for a person to see."""
+def give_back(
+    store: Store,
+    study_key: str,
+    *,
+    to: StudyState,
+    reason: str,
+    now: datetime,
+    delay: timedelta,
+    was_attempt: bool = True,
+) -> None:
+    """End a claim without a judgement: QUEUED to try again after `delay`, FAILED for a person to see.
+
+    `was_attempt`: whether the claim counts among those that a study may use up; not where nothing was tried.
+    """
+    attempts = {} if was_attempt else {"attempts": study.c.attempts - 1}
     with store.write() as connection:
-        move_study(connection, study_key, to, reason=reason, not_before=now + delay, lease_owner=None, lease_until=None)
+        move_study(
+            connection,
+            study_key,
+            to,
+            reason=reason,
+            not_before=now + delay,
+            lease_owner=None,
+            lease_until=None,
+            **attempts,
+        )
 
 
 def unfinished_work(store: Store, now: datetime) -> bool:

@@ -28,6 +28,7 @@ from gateway.study import StudyState
 from gateway.web.access import Access, Caller, MayActOnAlarms, MayActOnStudies, MayOwn, require
 from gateway.web.health import judge_health
 from gateway.web.metrics import CONTENT_TYPE, metrics_text
+from gateway.web.rollout import hidden_versions, sees_shadows, shown
 
 StateName = Literal["receiving", "queued", "processing", "judged", "not matched", "failed", "ungradable"]
 PriorityName = Literal["HIGH", "MEDIUM", "LOW"]
@@ -66,7 +67,7 @@ def _add_state_routes(router: APIRouter, settings: Settings, store: Store) -> No
     )
     def health() -> JSONResponse:
         found = judge_health(settings, store)
-        return JSONResponse(found, 200 if found["status"] == "ok" else 503)
+        return JSONResponse(found, 503 if found["status"] == "failing" else 200)
 
     @router.get("/metrics", dependencies=ANYONE, tags=["state"], summary="For Prometheus")
     def metrics() -> Response:
@@ -118,8 +119,8 @@ def _add_study_routes(router: APIRouter, store: Store) -> None:
         return {"studies": found, "total": total}
 
     @router.get("/api/studies/{study_key}", dependencies=SEES, tags=["studies"], summary="One study")
-    def study(study_key: str) -> dict[str, Any]:
-        return study_detail(store, study_key)
+    def study(request: Request, study_key: str) -> dict[str, Any]:
+        return study_detail(store, study_key, shadows=sees_shadows(request))
 
     @router.post("/api/studies/{study_key}/complete", tags=["studies"], summary="Judge a study now, or again")
     def complete(request: Request, caller: MayActOnStudies, study_key: str) -> dict[str, Any]:
@@ -149,8 +150,9 @@ def _add_study_routes(router: APIRouter, store: Store) -> None:
 
 def _add_monitoring_routes(router: APIRouter, store: Store) -> None:
     @router.get("/api/alarms", dependencies=SEES, tags=["monitoring"], summary="Alarms, newest first")
-    def list_alarms(closed: bool = True) -> list[dict[str, Any]]:
-        return [alarm_view(row) for row in alarms(store, closed=closed)]
+    def list_alarms(request: Request, closed: bool = True) -> list[dict[str, Any]]:
+        hidden = hidden_versions(store, shadows=sees_shadows(request))
+        return [alarm_view(row) for row in shown(alarms(store, closed=closed), hidden)]
 
     @router.post("/api/alarms/{alarm_key}/acknowledge", tags=["monitoring"], summary="Take an alarm on")
     def acknowledge(request: Request, caller: MayActOnAlarms, alarm_key: str, step: Step) -> dict[str, Any]:
@@ -170,8 +172,9 @@ def _add_monitoring_routes(router: APIRouter, store: Store) -> None:
         tags=["monitoring"],
         summary="The newest drift test of every model, scope and kind",
     )
-    def drift() -> list[dict[str, Any]]:
-        return [alarm_view(row) for row in latest_drift(store)]
+    def drift(request: Request) -> list[dict[str, Any]]:
+        hidden = hidden_versions(store, shadows=sees_shadows(request))
+        return [alarm_view(row) for row in shown(latest_drift(store), hidden)]
 
     @router.get(
         "/api/quarantine",

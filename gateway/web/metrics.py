@@ -12,12 +12,14 @@ from typing import Any
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
-from sqlalchemy import JSON, Connection, Text, case, cast, column, func, select
+from sqlalchemy import JSON, Connection, Select, Text, case, cast, column, func, select
 
 from gateway.store import Store
 from gateway.store.deliveries import STOPPED
+from gateway.store.models import VersionState, served_versions
 from gateway.store.monitoring import latest_drift, processes
-from gateway.store.schema import alarm, commitment, delivery, instance, prediction, quarantine, study
+from gateway.store.predictions import OUTWARD
+from gateway.store.schema import alarm, commitment, delivery, instance, model_failure, prediction, quarantine, study
 from gateway.study import StudyState
 from gateway.web.health import is_up
 
@@ -36,7 +38,13 @@ def metrics_text(store: Store) -> bytes:
         The store cannot be read.
     """
     registry = CollectorRegistry(auto_describe=False)
-    families = [*_store_families(store), *_drift_families(store), _process_family(store), *_disk_families(store)]
+    families = [
+        *_store_families(store),
+        *_rollout_families(store),
+        *_drift_families(store),
+        _process_family(store),
+        *_disk_families(store),
+    ]
     registry.register(_Ready(families))
     return generate_latest(registry)
 
@@ -85,10 +93,10 @@ def _study_families(connection: Connection) -> Iterator[Family]:
 def _prediction_families(connection: Connection, dialect: str) -> Iterator[Family]:
     model = (prediction.c.model_name, prediction.c.model_version)
     poor = case((cast(prediction.c.ungradable_reasons, Text) != "[]", 1), else_=0)
-    made = CounterMetricFamily("gateway_predictions", "Predictions by model version.", labels=_MODEL)
+    made = CounterMetricFamily("gateway_predictions", "Predictions by model version, without shadows.", labels=_MODEL)
     ungradable = CounterMetricFamily("gateway_ungradable", "Predictions on ungradable pictures.", labels=_MODEL)
     for name, version, count, too_poor in connection.execute(
-        select(*model, func.count(), func.sum(poor)).group_by(*model)
+        select(*model, func.count(), func.sum(poor)).where(OUTWARD).group_by(*model)
     ):
         made.add_metric([name, str(version)], count)
         ungradable.add_metric([name, str(version)], too_poor)
@@ -101,11 +109,80 @@ def _prediction_families(connection: Connection, dialect: str) -> Iterator[Famil
     for name, version, finding, count in connection.execute(
         select(*model, named, func.count())
         .select_from(prediction.join(each, each.c.value["present"].as_boolean()))
-        .where(cast(prediction.c.ungradable_reasons, Text) == "[]")
+        .where(cast(prediction.c.ungradable_reasons, Text) == "[]", OUTWARD)
         .group_by(*model, named)
     ):
         present.add_metric([name, str(version), finding], count)
     yield present
+
+
+def _rollout_families(store: Store) -> list[Family]:
+    """Shadows, canaries and circuit breakers. Reads indexes; pairs were compared when they were written."""
+    shadow = CounterMetricFamily("gateway_shadow_predictions", "Predictions that nobody outside sees.", labels=_MODEL)
+    pair = (*_MODEL, "paired_version")
+    pairs = CounterMetricFamily("gateway_shadow_pairs", "Of these, compared with what was said outside.", labels=pair)
+    disagreements = CounterMetricFamily("gateway_shadow_disagreements", "Pairs decided otherwise.", labels=pair)
+    canary = CounterMetricFamily("gateway_canary_predictions", "Predictions in the champion's place.", labels=_MODEL)
+    failures = CounterMetricFamily(
+        "gateway_model_failures", "Studies for which a version gave no prediction.", labels=[*_MODEL, "role"]
+    )
+    with store.read() as connection:
+        for family, role in ((shadow, "shadow"), (canary, "canary")):
+            for name, version, count in connection.execute(_by_model(role)):
+                family.add_metric([name, str(version)], count)
+        counts: dict[tuple[str, str, str], tuple[int, int]] = {}
+        for name, version, other, agrees, count in connection.execute(_by_pair()):
+            key = (name, str(version), str(other))
+            known = counts.get(key, (0, 0))
+            counts[key] = (known[0] + count, known[1] + (0 if agrees else count))
+        for labels, (count, otherwise) in counts.items():
+            pairs.add_metric(labels, count)
+            disagreements.add_metric(labels, otherwise)
+        failed = (model_failure.c.model_name, model_failure.c.version, model_failure.c.role)
+        for name, version, role, count in connection.execute(select(*failed, func.count()).group_by(*failed)):
+            failures.add_metric([name, str(version), role], count)
+    return [shadow, pairs, disagreements, canary, failures, *_serving_families(store)]
+
+
+def _by_model(role: str) -> Select[Any]:
+    model = (prediction.c.model_name, prediction.c.model_version)
+    return select(*model, func.count()).where(prediction.c.role == role).group_by(*model)
+
+
+def _by_pair() -> Select[Any]:
+    columns = (
+        prediction.c.model_name,
+        prediction.c.model_version,
+        prediction.c.paired_version,
+        prediction.c.agrees,
+    )
+    paired = (prediction.c.role == "shadow") & prediction.c.agrees.is_not(None)
+    return select(*columns, func.count()).where(paired).group_by(*columns)
+
+
+_BREAKER_STATES = {"closed": 0, "half open": 1, "open": 2}
+
+
+def _serving_families(store: Store) -> list[Family]:
+    """Which versions run as what, and the breakers that workers last reported."""
+    served = GaugeMetricFamily("gateway_model_served", "1 for each version that runs.", labels=[*_MODEL, "role"])
+    fraction = GaugeMetricFamily("gateway_canary_fraction", "Part of the studies that a canary gets.", labels=_MODEL)
+    for entry in served_versions(store):
+        served.add_metric([entry.model_name, str(entry.version), entry.state.value], 1)
+        if entry.state is VersionState.CANARY:
+            labels = [entry.model_name, str(entry.version)]
+            fraction.add_metric(labels, float(entry.traffic.get("fraction") or 0.0))
+    of_worker = ["process", *_MODEL, "role"]
+    states = GaugeMetricFamily(
+        "gateway_breaker_state", "Circuit breakers: 0 closed, 1 half open, 2 open.", labels=of_worker
+    )
+    openings = CounterMetricFamily("gateway_breaker_openings", "Times a circuit breaker opened.", labels=of_worker)
+    for row in processes(store):
+        for each in row["detail"].get("breakers", ()):
+            labels = [row["name"], each["model"], str(each["version"]), each["role"]]
+            states.add_metric(labels, _BREAKER_STATES[each["state"]])
+            openings.add_metric(labels, each["openings"])
+    return [served, fraction, states, openings]
 
 
 def _delivery_family(connection: Connection) -> Family:

@@ -22,6 +22,7 @@ from gateway.web.api import SEES, PriorityName, StateName, list_quarantine
 from gateway.web.health import judge_health
 from gateway.web.plots import history_plot
 from gateway.web.render import render
+from gateway.web.rollout import hidden_versions, rollout_lines, sees_shadows, shown
 
 PAGE_SIZE = 100
 PERIODS: Mapping[str, tuple[str, timedelta | None]] = {
@@ -51,17 +52,19 @@ def pages_router(settings: Settings, store: Store, environment: Environment) -> 
         number: Annotated[int, Query(ge=1, le=10**6, alias="page")] = 1,
     ) -> HTMLResponse:
         chosen = {"state": state, "priority": priority, "q": q, "since": since, "order": order}
-        return page(request, "worklist.html", **worklist_values(store, chosen, number))
+        rollout = rollout_lines(store, shadows=sees_shadows(request))
+        return page(request, "worklist.html", **worklist_values(store, chosen, number), rollout=rollout)
 
     @router.get("/studies/{study_key}")
     def viewer(request: Request, study_key: str) -> HTMLResponse:
-        study = study_detail(store, study_key)
+        study = study_detail(store, study_key, shadows=sees_shadows(request))
         return page(request, "viewer.html", study=study, images=viewer_images(study), page="viewer")
 
     @router.get("/drift")
     def drift(request: Request) -> HTMLResponse:
-        listed = [alarm_view(row) for row in alarms(store)]
-        return page(request, "drift.html", monitors=_monitors(store), alarms=listed, page="drift")
+        hidden = hidden_versions(store, shadows=sees_shadows(request))
+        listed = [alarm_view(row) for row in shown(alarms(store), hidden)]
+        return page(request, "drift.html", monitors=_monitors(store, hidden), alarms=listed, page="drift")
 
     @router.get("/quarantine")
     def quarantine(request: Request) -> HTMLResponse:
@@ -180,15 +183,20 @@ def viewer_images(study: Mapping[str, Any]) -> list[dict[str, Any]]:
                     "predictions": sorted(here, key=lambda each: each["superseded"]),
                     "heat": next((each for each in here if each["has_heat_map"] and not each["superseded"]), None),
                     "not_judged_reason": reasons.get(image["instance_key"], ""),
+                    "shadows": [
+                        each
+                        for each in study.get("shadows", ())
+                        if (each["instance_key"], each["frame_index"]) == (image["instance_key"], frame_index)
+                    ],
                 }
             )
     return made
 
 
-def _monitors(store: Store) -> list[dict[str, Any]]:
+def _monitors(store: Store, hidden: frozenset[tuple[str, int]]) -> list[dict[str, Any]]:
     """Every monitor with its newest result and a plot of those before; those that found drift come first."""
     made = []
-    for row in latest_drift(store):
+    for row in shown(latest_drift(store), hidden):
         history = drift_history(
             store,
             model_name=row["model_name"],

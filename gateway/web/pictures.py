@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import TYPE_CHECKING, Annotated, Any
 
-from fastapi import APIRouter, Depends, HTTPException, Path, Query
+from fastapi import APIRouter, Depends, HTTPException, Path, Query, Request
 from fastapi.responses import Response
 from sqlalchemy import select
 
@@ -25,6 +25,7 @@ from gateway.store import Store
 from gateway.store.schema import instance, result
 from gateway.web.access import require
 from gateway.web.decoding import DecodedPixels, LazyDecoder, decode_pixels
+from gateway.web.rollout import refuse_shadow
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -83,13 +84,15 @@ def pictures_router(objects: ObjectFolder, store: Store, decoding: DecodingSetti
     @router.get(
         "/heat.png", dependencies=SEES, summary="The heat map over the whole picture, in colour; cover grows with heat"
     )
-    def heat(instance_key: Key, frame_index: Frame, model: Model, version: Version) -> Response:
+    def heat(request: Request, instance_key: Key, frame_index: Frame, model: Model, version: Version) -> Response:
+        refuse_shadow(request, store, instance_key, frame_index, model, version)
         _refuse_expired_picture(objects, store, instance_key, frame_index)
         grey = _read(objects, heat_map_path(instance_key, frame_index, model, version))
         return Response(_png(coloured_heat(grey)), media_type="image/png")
 
     @router.get("/thumbnail.jpg", dependencies=SEES_SMALL, summary="A small picture, with heat where a model is named")
     def thumbnail(
+        request: Request,
         instance_key: Key,
         frame_index: Frame,
         model: Annotated[str | None, Query(pattern="^[a-z][a-z0-9-]{0,63}$")] = None,
@@ -99,6 +102,8 @@ def pictures_router(objects: ObjectFolder, store: Store, decoding: DecodingSetti
             heat_file = None if model is None else heat_map_path(instance_key, frame_index, model, version)
             return _thumbnail(objects, picture_path(instance_key, frame_index), heat_file)
 
+        if model is not None:
+            refuse_shadow(request, store, instance_key, frame_index, model, version)
         _refuse_expired_picture(objects, store, instance_key, frame_index)
         made = cache.get(("thumbnail", instance_key, frame_index, model, version), make)
         return Response(made.content, media_type=made.media_type)

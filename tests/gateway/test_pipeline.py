@@ -16,9 +16,11 @@ from pydicom import Dataset
 from pydicom.uid import generate_uid
 
 from gateway.deidentify import Deidentifier
+from gateway.frames import PICTURE_LONG_SIDE, display_picture
 from gateway.judgement import Priority
-from gateway.pipeline import PICTURE_LONG_SIDE, Engine, decide, display_picture, judge_studies, split
+from gateway.pipeline import decide, judge_studies
 from gateway.settings import Rule
+from gateway.stages import Engine
 from gateway.study import ReceivedInstance, Study
 from models import bundled_folders
 from models.card import Card, load_bundle
@@ -117,16 +119,16 @@ def test_a_phantom_reaches_no_model(engine: Engine, tmp_path: Path) -> None:
 
 
 def test_the_model_sees_no_identity(engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from gateway import pipeline
+    from gateway import frames
 
     seen: list[str] = []
-    read_frame = pipeline.read_frame
+    read_frame = frames.read_frame
 
     def watched(dataset: Dataset, *, frame_index: int, least_side: int, decoder: Decoder) -> Frame:
         seen.append(str(dataset))
         return read_frame(dataset, frame_index=frame_index, least_side=least_side, decoder=decoder)
 
-    monkeypatch.setattr(pipeline, "read_frame", watched)
+    monkeypatch.setattr(frames, "read_frame", watched)
     dataset = op_dataset(drawn_jpeg(1), patient="Zqsecret^Zqgiven")
     judge_studies([study_of("a", write(dataset, tmp_path / "a.dcm"))], engine, NOW)
     assert seen
@@ -167,10 +169,3 @@ def test_display_picture_keeps_shape_and_levels() -> None:
     assert (picture[:, 0].max(), picture[:, -1].min()) == (0, 255)
     colour = Frame(pixels=np.full((600, 700, 3), 7, np.uint8), source_rows=600, source_columns=700)
     assert (display_picture(colour) == 7).all()
-
-
-def test_split_gives_each_its_own() -> None:
-    items: list[Prediction] = []
-    assert split(items, [0, 0]) == [[], []]
-    numbers = list(range(5))
-    assert split(numbers, [2, 0, 3]) == [[0, 1], [], [2, 3, 4]]  # type: ignore[arg-type,comparison-overlap]

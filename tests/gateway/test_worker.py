@@ -185,7 +185,7 @@ def test_workers_and_threads_share_the_cores(
 
 
 def test_conclusions() -> None:
-    from gateway.pipeline import StudyJudgement
+    from gateway.stages import StudyJudgement
     from gateway.study import Study
 
     nothing = StudyJudgement(study=Study(study_key="k", instances=()), not_judged_reasons={"a": "no rule matches"})
