@@ -82,7 +82,8 @@ class ModelRegistry:
                 if known.bundle_sha256 != sha256:
                     raise RegistryError(
                         f"{card.name} version {card.version} is registered with other bytes (sha256 "
-                        f"{known.bundle_sha256}, this one has {sha256}); a bundle never changes: give it a new version"
+                        f"{known.bundle_sha256}, this one has {sha256}); a bundle never changes: a new threshold is a "
+                        "new version"
                     )
                 return known.registry_version
             run_id = self._log_run(bundle, sha256)
