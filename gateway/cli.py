@@ -15,6 +15,7 @@ from gateway import __version__
 from gateway.account_commands import add_account_commands
 from gateway.deidentify_command import add_deidentify_commands
 from gateway.errors import GatewayError
+from gateway.model_commands import add_model_commands
 from gateway.retention_commands import add_retention_commands
 from gateway.settings import Settings, load_settings
 from gateway.truth_commands import add_truth_commands
@@ -96,11 +97,7 @@ def _parser() -> argparse.ArgumentParser:
     send.add_argument("--json", action="store_true", help="for machines")
     send.set_defaults(run=_send)
 
-    models = commands.add_parser("models", help="list model versions, with what each alias points at")
-    _add_data_dir(models)
-    models.add_argument("--config", type=Path, metavar="FILE")
-    models.add_argument("--json", action="store_true", help="for machines")
-    models.set_defaults(run=_models)
+    add_model_commands(commands, _add_place, _open_site)
 
     studies = commands.add_parser("studies", help="list studies with their predictions, findings, alarms, deliveries")
     _add_data_dir(studies)
@@ -209,23 +206,6 @@ def _send(options: argparse.Namespace) -> int:
                 print(f"{sent.path}: {sent.error}")
         print(f"{report.accepted} of {len(report.files)} accepted in {report.duration_s:.1f} s")
     return 0 if report.files and report.accepted == len(report.files) else 1
-
-
-def _models(options: argparse.Namespace) -> int:
-    from gateway.catalogue import list_models
-
-    rows = list_models(_settings(options), options.data_dir.resolve())
-    if options.json:
-        print(json.dumps(rows, indent=2))
-        return 0
-    for row in rows:
-        aliases = f"  [{', '.join(row['aliases'])}]" if row["aliases"] else ""
-        print(f"{row['name']} {row['version']}{aliases}  {row['title']}")
-        print(f"    sha256 {row['model_sha256']}")
-        for metric in row["metrics"]:
-            bounds = f" ({metric['low']:.3f} to {metric['high']:.3f})" if metric["low"] is not None else ""
-            print(f"    {metric['name']} {metric['value']:.3f}{bounds}, {metric['dataset']}: {metric['method']}")
-    return 0
 
 
 def _studies(options: argparse.Namespace) -> int:

@@ -50,7 +50,7 @@ def signed_by(
     return found.name
 
 
-def maydecide(store: Store, name: str) -> str:
+def may_decide(store: Store, name: str) -> str:
     """The account of that name, where it is not disabled and may decide on models.
 
     Raises
