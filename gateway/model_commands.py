@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gateway.errors import GatewayError, LifecycleError
+from gateway.register_command import add_register_step
 
 if TYPE_CHECKING:
     from gateway.model_record import RecordEntry, RecordKey
@@ -67,6 +68,7 @@ def add_model_commands(commands: Any, add_place: AddPlace, open_site: OpenSite) 
         parser.set_defaults(run=lambda options: _run(run, options, open_site))
         return parser
 
+    add_register_step(steps, _add_place, open_site)
     _add_requests(step)
     _add_moves(step)
     record = step("record", "who did what with which version, and why", _record)

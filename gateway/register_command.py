@@ -13,14 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gateway.errors import LifecycleError
-from models.bundle_check import CheckResult, check_bundle, unloadable
-from models.card import Bundle, load_bundle
-from models.dvc import find_tracked
-from models.errors import BundleError
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # every command imports this file, and ONNX Runtime is large
     from gateway.settings import Settings
     from gateway.store import Store
+    from models.bundle_check import CheckResult
+    from models.card import Bundle
 
 OpenSite = Callable[[argparse.Namespace], "tuple[Settings, Path, Store]"]
 
@@ -121,6 +119,10 @@ def examine(folder: Path, *, allow_missing: str = "", dvc_repository: Path | Non
     dvc_repository
         Where the training data has to be tracked.
     """
+    from models.bundle_check import CheckResult, check_bundle, unloadable
+    from models.card import load_bundle
+    from models.errors import BundleError
+
     try:
         bundle = load_bundle(folder)
     except BundleError as error:
@@ -137,6 +139,7 @@ def examine(folder: Path, *, allow_missing: str = "", dvc_repository: Path | Non
 def _as_drift_reads_it(bundle: Bundle) -> CheckResult:
     from drift.errors import DriftError
     from drift.reference import load_reference
+    from models.bundle_check import CheckResult
 
     try:
         reference = load_reference(bundle.reference_path)
@@ -146,6 +149,10 @@ def _as_drift_reads_it(bundle: Bundle) -> CheckResult:
 
 
 def _tracked_by_dvc(bundle: Bundle, repository: Path) -> CheckResult:
+    from models.bundle_check import CheckResult
+    from models.dvc import find_tracked
+    from models.errors import BundleError
+
     found, missing = [], []
     try:
         for source in bundle.card.training_data:

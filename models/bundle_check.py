@@ -123,7 +123,7 @@ def _check_card(bundle: Bundle) -> str:
     if missing:
         raise _FailedError(f"the card lacks {'; '.join(missing)}")
     return (
-        f"{len(card.labels)} labels, {len(card.findings)} findings with codes, {len(card.metrics)} metrics, "
+        f"{len(card.labels)} labels, codes of all findings ({len(card.findings)}), {len(card.metrics)} metrics, "
         f"{len(card.limits)} limits"
     )
 

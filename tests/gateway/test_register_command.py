@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -164,6 +165,12 @@ def test_checking_only_needs_no_gateway(tmp_path: Path, capsys: pytest.CaptureFi
     said = json.loads(capsys.readouterr().out)
     assert (said["passed"], said["registered"], said["new"]) == (True, False, False)
     assert len(said["checks"]) == 14
+
+
+def test_knowing_the_command_costs_neither_onnx_runtime_nor_mlflow() -> None:
+    words = "import sys, gateway.register_command; print({'onnxruntime', 'mlflow', 'numpy'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", words], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
 
 
 def test_what_may_be_missing_may_be_so_for_a_reason_that_is_recorded(
