@@ -4,6 +4,7 @@
 
     ModelError
     ├── BundleError          a bundle is incomplete, altered or does not fit its card   (fail)
+    ├── ImportRefusedError   a network cannot be made into a bundle, and why             (reject)
     ├── RegistryError        the model registry cannot be reached or has no such alias  (retry)
     ├── PixelError           the pixels cannot be decoded or are not what a card takes  (reject)
     │   └── UnsafePixelError      they bomb or crash the decoder                        (reject, and quarantine)
@@ -18,6 +19,10 @@ class ModelError(Exception):
 
 class BundleError(ModelError):
     """A bundle is incomplete, altered, or its graph does not fit its card."""
+
+
+class ImportRefusedError(ModelError):
+    """A network made elsewhere cannot be made into a bundle; says what about it stands in the way."""
 
 
 class RegistryError(ModelError):
