@@ -35,7 +35,10 @@ from drift.monitors import (
     summary_shift,
 )
 from drift.reference import Reference, load_reference, whiten_reference
+from gateway.canary_guard import CanaryGuard
 from gateway.errors import StoreError
+from gateway.model_record import load_record_key
+from gateway.performance_watch import PerformanceWatch
 from gateway.registry_follower import RegistryFollower
 from gateway.sequential import ChartWatch
 from gateway.settings import Settings
@@ -74,6 +77,7 @@ NICENESS = 15
 def run(settings: Settings, data_dir: Path, stop: threading.Event) -> None:
     """The monitor process, until `stop` is set."""
     store = open_store(settings.store.url, data_dir=data_dir)
+    performance = PerformanceWatch(settings, data_dir, store)
     try:
         report(store, {"backend": choose_backend(settings)})
         registry = RegistryFollower(settings, data_dir, store)
@@ -84,21 +88,25 @@ def run(settings: Settings, data_dir: Path, stop: threading.Event) -> None:
         os.nice(NICENESS)
         watch: Watch | None = None
         charts = ChartWatch(settings, store, data_dir / "charts")
+        guard = CanaryGuard(store, settings, load_record_key(settings.deidentification, data_dir))
         waited_s = settings.monitor.interval_s
         while not stop.is_set():
             try:
+                guard.look(datetime.now(UTC))
                 report(store, {"backend": choose_backend(settings), "registry": asdict(registry.report())})
                 watch = watch or Watch(settings, store)
                 if waited_s >= settings.monitor.interval_s:
                     waited_s = 0.0
                     watch.look(stop)
                     charts.look(stop)
+                performance.look()
             except (StoreError, ModelError) as error:
                 logger.error("%s", error)
             stop.wait(INTERVAL_S)
             waited_s += INTERVAL_S
         following.join(STOP_PATIENCE_S)
     finally:
+        performance.end()
         store.close()
 
 
