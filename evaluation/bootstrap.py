@@ -12,6 +12,7 @@ Field, Welsh, "Bootstrapping clustered data", JRSS B 2007;69:369-390 (resampling
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -59,7 +60,7 @@ def cell_codes(truth: NDArray[np.int8], present: tuple[NDArray[np.bool_], ...]) 
 
 def group_weights(groups: int, draws: int, cases: int, rng: np.random.Generator) -> Iterator[NDArray[np.float64]]:
     """Yield how often each group was taken, block by block, [draws in the block, G]."""
-    rows = max(1, BLOCK // max(cases, groups))
+    rows = _rows(cases, groups)
     for start in range(0, draws, rows):
         block = min(rows, draws - start)
         taken = rng.integers(0, groups, size=(block, groups), dtype=np.int32).astype(np.intp)
@@ -68,14 +69,26 @@ def group_weights(groups: int, draws: int, cases: int, rng: np.random.Generator)
         yield counts.reshape(block, groups).astype(np.float64)
 
 
-def count_cells(weights: NDArray[np.float64], codes: NDArray[np.intp], cells: int) -> NDArray[np.float64]:
-    """Sum the weights [B, N] by cell, [B, cells]."""
-    rows = weights.shape[0]
-    places = (np.arange(rows)[:, None] * cells + codes[None, :]).ravel()
-    summed: NDArray[np.float64] = np.bincount(places, weights=weights.ravel(), minlength=rows * cells).astype(
-        np.float64
-    )
-    return summed.reshape(rows, cells)
+class CellCounter:
+    """Sums weights by cell, with the places of a whole block worked out once."""
+
+    def __init__(self, codes: NDArray[np.intp], cells: int, groups: int) -> None:
+        self.cells = cells
+        rows = _rows(codes.size, groups)
+        self.places = (np.arange(rows)[:, None] * cells + codes[None, :]).ravel()
+
+    def __call__(self, weights: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Sum weights [B, N] by cell, [B, cells]."""
+        rows = weights.shape[0]
+        flat = weights.ravel()
+        summed: NDArray[np.float64] = np.bincount(
+            self.places[: flat.size], weights=flat, minlength=rows * self.cells
+        ).astype(np.float64)
+        return summed.reshape(rows, self.cells)
+
+
+def _rows(cases: int, groups: int) -> int:
+    return max(1, BLOCK // max(cases, groups))
 
 
 class _Ordered:
@@ -102,16 +115,20 @@ class _Ordered:
             )
 
     def figures(self, weights: NDArray[np.float64]) -> dict[str, NDArray[np.float64]]:
-        taken = weights[:, self.positions]
+        # In place and without temporaries, since for many cases making arrays takes longer than filling them.
+        taken = np.take(weights, self.positions, axis=1)
         of_positives = taken * self.truth
         found = {}
         total = taken.sum(axis=1)
         if self.squares is not None and self.residuals is not None:
             found["brier"] = _over(taken @ self.squares, total)
-            found["calibration_in_the_large"] = _over(-(taken @ self.residuals), total)
             strayed = taken * self.residuals
+            found["calibration_in_the_large"] = _over(-strayed.sum(axis=1), total)
             for name, starts in zip(("ece", "ece_equal_mass"), self.bin_starts, strict=True):
-                found[name] = _over(np.abs(np.add.reduceat(strayed, starts, axis=1)).sum(axis=1), total)
+                strayed_bins = np.add.reduceat(strayed, starts, axis=1) / np.maximum(total, 1.0)[:, None]
+                found[name] = np.abs(strayed_bins).sum(axis=1)
+                expected = np.add.reduceat(self.residuals, starts) / self.residuals.size
+                found[f"{name}_deviation"] = np.abs(strayed_bins - expected).sum(axis=1)
         if self.starts is not None:
             taken = np.add.reduceat(taken, self.starts, axis=1)
             of_positives = np.add.reduceat(of_positives, self.starts, axis=1)
@@ -119,7 +136,9 @@ class _Ordered:
         called = np.cumsum(taken, axis=1)
         positives = hits[:, -1].copy()
         negatives = called[:, -1] - positives
-        beaten = np.einsum("bt,bt->b", taken - of_positives, hits - of_positives / 2)
+        np.subtract(taken, of_positives, out=taken)
+        # A negative is beaten by the positives above it, and by half of those that tie with it.
+        beaten = np.einsum("bt,bt->b", taken, hits) - np.einsum("bt,bt->b", taken, of_positives) / 2
         found["auc_roc"] = _over(beaten, positives * negatives)
         np.maximum(called, 1.0, out=called)
         np.divide(hits, called, out=hits)
@@ -179,12 +198,12 @@ def bootstrap(cases: Resampled, draws: int, rng: np.random.Generator) -> Draws:
     known = np.flatnonzero(cases.truth >= 0)
     versions = len(cases.scores)
     ordered = [_Ordered(cases, version, known) for version in range(versions)] if known.size else []
-    codes = cell_codes(cases.truth, cases.present)
+    count_cells = CellCounter(cell_codes(cases.truth, cases.present), CELLS, groups)
     collected: dict[str, list[NDArray[np.float64]]] = {}
     for weights in group_weights(groups, draws, cases.groups.size, rng):
         # Without repeats a code stands for one case, though not in the cases' order.
         by_case = weights[:, cases.groups] if repeated else weights
-        for name, values in decisions_from_cells(count_cells(by_case, codes, CELLS)).items():
+        for name, values in decisions_from_cells(count_cells(by_case)).items():
             kept = values[:, None] if values.ndim == 1 else values[:, :versions]
             collected.setdefault(name, []).append(kept)
         by_version = [one.figures(by_case) for one in ordered]
@@ -201,16 +220,20 @@ def percentile(
     n: int,
     method: str,
     reason: str = "",
-    basic: bool = False,
+    low: float | None = None,
+    high: float | None = None,
+    limits: tuple[float, float] = (-math.inf, math.inf),
 ) -> Figure:
-    """Put the bootstrap's interval around a value.
+    """Put the bootstrap's percentile interval around a value.
 
     Parameters
     ----------
     drawn
         [draws], NaN where a draw had no such figure.
-    basic
-        Mirror the quantiles at the value, cut off at 0: for figures that are biased upwards, and more so in a draw.
+    low, high
+        Bounds known better than from the quantiles.
+    limits
+        What the figure cannot lie outside of.
     """
     if value is None:
         return Figure(value=None, n=n, method=method, reason=reason)
@@ -226,9 +249,32 @@ def percentile(
             reason="every draw gave the same, so that they cannot tell how far off it is",
         )
     tail = (1 - CONFIDENCE) / 2
-    low, high = (float(one) for one in np.quantile(usable, [tail, 1 - tail]))
-    if basic:
-        low, high = max(0.0, 2 * value - high), max(0.0, 2 * value - low)
+    below, above = (float(one) for one in np.quantile(usable, [tail, 1 - tail]))
+    low, high = below if low is None else low, above if high is None else high
     if usable.size < asked:
         method += f", {asked - usable.size} draws without such a figure left out"
-    return Figure(value=value, low=min(low, value), high=max(high, value), n=n, method=method)
+    return Figure(
+        value=value,
+        low=max(limits[0], min(low, value)),
+        high=min(limits[1], max(high, value)),
+        n=n,
+        method=method,
+    )
+
+
+def distance_from_noise(value: float, deviations: NDArray[np.float64] | None) -> float:
+    """Lower bound of a figure that measures how far something is from nothing (a gap, an ECE).
+
+    Such a figure is a norm, so that it cannot exceed the true one by more than the norm of the estimate's error
+    (triangle inequality); the draws' deviations from the estimate stand in for that error. A percentile interval would
+    never reach 0, however little there is to find.
+
+    Parameters
+    ----------
+    deviations
+        [draws], norm of each draw's deviation.
+    """
+    usable = np.zeros(0) if deviations is None else deviations[~np.isnan(deviations)]
+    if usable.size == 0:
+        return 0.0
+    return max(0.0, value - float(np.quantile(usable, 0.5 + CONFIDENCE / 2)))

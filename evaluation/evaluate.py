@@ -7,10 +7,11 @@ from numpy.typing import NDArray
 
 from evaluation.bootstrap import cut_draws
 from evaluation.cases import ScoredCases
-from evaluation.figures import ChangedCase, Evaluation, FairnessGap
+from evaluation.fairness import fairness_gaps, with_adjusted
+from evaluation.figures import ChangedCase, Evaluation, FairnessGap, SliceEvaluation
 from evaluation.slices import Part, evaluate_part, part_of
 
-OVERALL_BUDGET = 400_000_000
+OVERALL_BUDGET = 100_000_000
 SLICE_BUDGET = 300_000_000
 """Draws x cases, of all cases together and of all slices together, above which draws are cut (never below 500)."""
 
@@ -37,7 +38,12 @@ def evaluate(
     slice_draws = cut_draws(draws, cases.count * len(cases.slices), SLICE_BUDGET)
     parts = _parts(cases, codes)
     slices = tuple(evaluate_part(part, seed=seed, draws=slice_draws, least_cases=least_cases) for part in parts)
-    fairness: tuple[FairnessGap, ...] = ()
+    fairness: list[FairnessGap] = []
+    for key, values in sorted(cases.slices.items()):
+        index = np.flatnonzero(values != "")
+        if index.size:
+            known = part_of(cases, codes, index)
+            fairness += fairness_gaps(known, key, values[index], seed=seed, draws=slice_draws, least_cases=least_cases)
     return Evaluation(
         finding_name=finding_name,
         seed=seed,
@@ -45,9 +51,9 @@ def evaluate(
         least_cases=least_cases,
         overall=overall,
         slices=slices,
-        fairness=fairness,
+        fairness=with_adjusted(fairness),
         changed=_changed(cases),
-        notes=(),
+        notes=_notes(overall, slices, len(fairness), draws),
     )
 
 
@@ -61,6 +67,36 @@ def _parts(cases: ScoredCases, codes: NDArray[np.intp]) -> list[Part]:
         for value, index in sorted(zip(values, runs, strict=True), key=lambda pair: (pair[0] == "", str(pair[0]))):
             parts.append(part_of(cases, codes, index, key, str(value)))
     return parts
+
+
+def _notes(overall: SliceEvaluation, slices: tuple[SliceEvaluation, ...], gaps: int, draws: int) -> tuple[str, ...]:
+    notes = []
+    if overall.with_truth < overall.cases:
+        notes.append(
+            f"{overall.cases - overall.with_truth} of {overall.cases} cases have no truth: they count in agreement, "
+            "score differences and selection rate alone. If those with truth are others in kind, the rest is off."
+        )
+    if overall.groups < overall.cases:
+        notes.append(
+            f"{overall.cases} cases come from {overall.groups} groups (persons or studies): intervals allow for "
+            "cases of one group being alike. McNemar's p-value does not; its p-value of groups does."
+        )
+    fewest = min([overall.draws, *(one.draws for one in slices)])
+    if fewest < draws:
+        notes.append(
+            f"Because of the number of cases, draws were cut from {draws}: to {overall.draws} for all cases"
+            + (f", to {slices[0].draws} for each slice and gap." if slices else ".")
+        )
+    small = [one for one in slices if one.small]
+    if small:
+        notes.append(f"{len(small)} of {len(slices)} slices are small: their figures are shown, and prove nothing.")
+    if slices:
+        notes.append(
+            f"{len(slices)} slices and {gaps} gaps were looked at: about one in twenty 95 % intervals misses the true "
+            "value by chance, and the worst slice of many looks worse than it is. The gaps' adjusted p-values "
+            "(Holm) allow for that; the slices' intervals do not."
+        )
+    return tuple(notes)
 
 
 def _changed(cases: ScoredCases) -> tuple[ChangedCase, ...]:

@@ -236,8 +236,8 @@ def _calibration(judged: _Judged, version: int) -> dict[str, Figure]:
     count = int(known.sum())
     methods = {
         "brier": f"Brier score; percentile {judged.drawn_method}",
-        "ece": f"{calibration.BINS} bins of equal width; basic {judged.drawn_method}",
-        "ece_equal_mass": f"{calibration.BINS} bins of equal mass; basic {judged.drawn_method}",
+        "ece": f"{calibration.BINS} bins of equal width; {judged.drawn_method}",
+        "ece_equal_mass": f"{calibration.BINS} bins of equal mass; {judged.drawn_method}",
         "calibration_in_the_large": f"mean score minus fraction positive; percentile {judged.drawn_method}",
     }
     if pair is None:
@@ -253,7 +253,14 @@ def _calibration(judged: _Judged, version: int) -> dict[str, Figure]:
     }
     return {
         name: bootstrap.percentile(
-            value, _drawn(judged, name, version), n=count, method=methods[name], basic=name.startswith("ece")
+            value,
+            _drawn(judged, name, version),
+            n=count,
+            method=methods[name],
+            low=bootstrap.distance_from_noise(value, _drawn(judged, f"{name}_deviation", version))
+            if name.startswith("ece")
+            else None,
+            limits=(-1.0, 1.0) if name == "calibration_in_the_large" else (0.0, 1.0),
         )
         for name, value in values.items()
     }
