@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from gateway import __version__
 from gateway.account_commands import add_account_commands
+from gateway.compare_command import add_compare_command
 from gateway.deidentify_command import add_deidentify_commands
 from gateway.errors import GatewayError
 from gateway.model_commands import add_model_commands
@@ -110,6 +111,7 @@ def _parser() -> argparse.ArgumentParser:
     add_account_commands(commands, _add_place, _open_accounts)
     add_vault_commands(commands, _add_place, _open_site)
     add_deidentify_commands(commands)
+    add_compare_command(commands, _add_place, _open_site)
     add_truth_commands(commands, _add_place, _open_site)
     return parser
 
