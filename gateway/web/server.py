@@ -21,6 +21,7 @@ from starlette.staticfiles import StaticFiles
 from gateway import __version__
 from gateway.accounts import Accounts, Lifetimes
 from gateway.errors import SettingsError, StoreError
+from gateway.model_record import load_record_key
 from gateway.objects import ObjectFolder
 from gateway.settings import Settings, WebSettings
 from gateway.store import Store, open_store
@@ -31,11 +32,15 @@ from gateway.web.api import api_router
 from gateway.web.deadlines import protocol_with_deadlines
 from gateway.web.errors import add_error_handlers
 from gateway.web.events import Hub
+from gateway.web.model_api import model_api_router
+from gateway.web.model_pages import model_pages_router
+from gateway.web.model_steps import ModelSteps
 from gateway.web.pages import pages_router
 from gateway.web.pictures import pictures_router
 from gateway.web.render import make_environment
 from gateway.web.security import STATIC, Guard
 from gateway.web.stow import stow_router
+from gateway.web.truth_pages import truth_router
 from gateway.web.vault_pages import vault_router
 
 logger = logging.getLogger(__name__)
@@ -136,7 +141,13 @@ def create_app(settings: Settings, data_dir: Path, store: Store, *, clock: Clock
     app.include_router(pages_router(settings, store, environment))
     app.include_router(stow_router(settings, store, ObjectFolder.in_data_dir(data_dir).root))
     app.include_router(account_pages_router(store, accounts, environment))
+    steps = ModelSteps(
+        store=store, data_dir=data_dir, key=load_record_key(settings.deidentification, data_dir), accounts=accounts
+    )
+    app.include_router(model_api_router(store, steps))
+    app.include_router(model_pages_router(store, data_dir, steps, environment))
     app.include_router(vault_router(settings.vault, data_dir, store, environment))
+    app.include_router(truth_router(settings.truth, store, environment))
     app.mount(STATIC, StaticFiles(directory=Path(__file__).parent / "static"))
     check_every_route(app)
     describe = app.openapi
