@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gateway.errors import GatewayError, LifecycleError
+from gateway.import_command import add_import_step
 from gateway.register_command import add_register_step
 
 if TYPE_CHECKING:
@@ -69,6 +70,7 @@ def add_model_commands(commands: Any, add_place: AddPlace, open_site: OpenSite) 
         return parser
 
     add_register_step(steps, _add_place, open_site)
+    add_import_step(steps)
     _add_requests(step)
     _add_moves(step)
     record = step("record", "who did what with which version, and why", _record)

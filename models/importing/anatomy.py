@@ -99,7 +99,7 @@ def _choose_output(model: onnx.ModelProto, wanted: str | None) -> str:
         return wanted
     if len(names) != 1:
         raise ImportRefusedError(f"the graph has {len(names)} outputs ({', '.join(names)}); say which by --output")
-    return names[0]
+    return str(names[0])
 
 
 def _before_activation(view: GraphView, name: str) -> tuple[str, Literal["softmax", "sigmoid"] | None]:

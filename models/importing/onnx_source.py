@@ -134,6 +134,20 @@ def _input_form(model: onnx.ModelProto, contract: PixelContract) -> InputForm:
     return InputForm(name=value.name, batch=dims[0], channels_last=not first)
 
 
+def stated_shape(model: onnx.ModelProto, otherwise: tuple[int, int, int]) -> tuple[int, int, int]:
+    """Channels, rows and columns as far as the model's input states them; what it leaves open as in `otherwise`."""
+    constants = {tensor.name for tensor in model.graph.initializer}
+    for value in model.graph.input:
+        dims = [max(0, dim.dim_value) for dim in value.type.tensor_type.shape.dim]
+        if value.name in constants or len(dims) != _IMAGE_AXES:
+            continue
+        if dims[3] in {1, 3} and dims[1] not in {1, 3}:
+            dims = [dims[0], dims[3], dims[1], dims[2]]
+        channels, rows, columns = (dim or other for dim, other in zip(dims[1:], otherwise, strict=True))
+        return channels, rows, columns
+    return otherwise
+
+
 def _fits(found: list[int | None], wanted: tuple[int, int, int]) -> bool:
     return all(dim is None or dim == side for dim, side in zip(found, wanted, strict=True))
 

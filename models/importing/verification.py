@@ -185,7 +185,7 @@ def _finite_differences(assembled: Assembled, feature_map: Floats, gradients: ND
     noise = 4 * np.finfo(np.float32).eps * float(np.abs(logits).max()) / (2 * step)
     expected = gradients[0, label, channels].astype(np.float64)
     scale = float(np.abs(expected).max())
-    difference: float = max(0.0, float(np.median(np.abs(found - expected))) - noise)
+    difference = float(np.clip(np.median(np.abs(found - expected)) - noise, 0, None))
     return Check(
         name="gradient against finite differences",
         found=difference / scale if scale > 0 else difference,
