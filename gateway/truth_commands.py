@@ -169,31 +169,10 @@ def _words(options: argparse.Namespace, open_site: OpenSite) -> list[KeptWord]:
         store.close()
 
 
-def word_view(word: KeptWord) -> dict[str, Any]:
-    """A word with the columns of a table."""
-    return {
-        "study_key": word.study_key,
-        "instance_key": word.instance_key,
-        "file": f"{word.instance_key}.dcm" if word.instance_key else "",
-        "laterality": word.laterality,
-        "model": word.model_name,
-        "finding": word.finding_name,
-        "value": word.value,
-        "reader": word.reader,
-        "date": None if word.read_at is None else word.read_at.isoformat(),
-        "comment": word.comment,
-        "source": word.source,
-        "agrees": word.agrees,
-        "shown_version": word.shown_version,
-        "entered_at": word.entered_at.isoformat(),
-        "superseded_at": None if word.superseded_at is None else word.superseded_at.isoformat(),
-    }
-
-
 def _list(options: argparse.Namespace, open_site: OpenSite) -> int:
     said = _words(options, open_site)
     if options.json:
-        print(json.dumps([word_view(word) for word in said], indent=2))
+        print(json.dumps([word.view() for word in said], indent=2))
         return 0
     for word in said:
         place = word.study_key + (f" image {word.instance_key}" if word.instance_key else "")
@@ -223,4 +202,4 @@ def _write(stream: TextIO, said: Iterable[KeptWord]) -> None:
     writer = csv.DictWriter(stream, EXPORTED, lineterminator="\n")
     writer.writeheader()
     for word in said:
-        writer.writerow(word_view(word))
+        writer.writerow(word.view())

@@ -75,6 +75,26 @@ class KeptWord(Word):
     entered_at: datetime
     superseded_at: datetime | None
 
+    def view(self) -> dict[str, Any]:
+        """Plain values, by the columns of a truth table and what the store knows beside."""
+        return {
+            "study_key": self.study_key,
+            "instance_key": self.instance_key,
+            "file": f"{self.instance_key}.dcm" if self.instance_key else "",
+            "laterality": self.laterality,
+            "model": self.model_name,
+            "finding": self.finding_name,
+            "value": self.value,
+            "reader": self.reader,
+            "date": None if self.read_at is None else self.read_at.isoformat(),
+            "comment": self.comment,
+            "source": self.source,
+            "agrees": self.agrees,
+            "shown_version": self.shown_version,
+            "entered_at": self.entered_at.isoformat(),
+            "superseded_at": None if self.superseded_at is None else self.superseded_at.isoformat(),
+        }
+
 
 class Taken(StrEnum):
     """What became of a word."""
@@ -131,7 +151,7 @@ def add_words(connection: Connection, words: Sequence[Word], now: datetime) -> l
 
 def _outcome(word: Word, said: Sequence[Mapping[str, Any]], current: Mapping[str, Any] | None) -> Taken:
     def same(row: Mapping[str, Any]) -> bool:
-        return bool(row["value"] == word.value and row["comment"] == word.comment)
+        return all(row[name] == getattr(word, name) for name in ("value", "comment", "shown_version"))
 
     if word.read_at is None:
         if current is None:

@@ -22,6 +22,7 @@ from gateway.store.predictions import OUTWARD
 from gateway.store.schema import alarm, commitment, delivery, instance, model_failure, prediction, quarantine, study
 from gateway.study import StudyState
 from gateway.web.health import is_up
+from gateway.web.performance_metrics import performance_families
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _MODEL = ("model", "version")
@@ -42,6 +43,7 @@ def metrics_text(store: Store) -> bytes:
         *_store_families(store),
         *_rollout_families(store),
         *_drift_families(store),
+        *performance_families(store),
         _process_family(store),
         *_disk_families(store),
     ]

@@ -16,6 +16,7 @@ from jinja2 import Environment
 from gateway.settings import Settings
 from gateway.store import Store
 from gateway.store.monitoring import alarms, drift_history, latest_drift
+from gateway.store.truth import words
 from gateway.studies_view import UNGRADABLE, alarm_view, count_studies, list_studies, study_detail
 from gateway.study import StudyState
 from gateway.web.api import SEES, PriorityName, StateName, list_quarantine
@@ -23,6 +24,7 @@ from gateway.web.health import judge_health
 from gateway.web.plots import history_plot
 from gateway.web.render import render
 from gateway.web.rollout import hidden_versions, rollout_lines, sees_shadows, shown
+from gateway.web.truth_pages import words_by_image
 
 PAGE_SIZE = 100
 PERIODS: Mapping[str, tuple[str, timedelta | None]] = {
@@ -58,7 +60,8 @@ def pages_router(settings: Settings, store: Store, environment: Environment) -> 
     @router.get("/studies/{study_key}")
     def viewer(request: Request, study_key: str) -> HTMLResponse:
         study = study_detail(store, study_key, shadows=sees_shadows(request))
-        return page(request, "viewer.html", study=study, images=viewer_images(study), page="viewer")
+        said = words_by_image(words(store, study_key=study_key))
+        return page(request, "viewer.html", study=study, images=viewer_images(study), said=said, page="viewer")
 
     @router.get("/drift")
     def drift(request: Request) -> HTMLResponse:

@@ -190,9 +190,9 @@ def test_each_role_may_do_what_its_permissions_say_on_every_route(
     """
     may = {
         Role.VIEWER: {"see"},
-        Role.RADIOLOGIST: {"see", "studies", "identity"},
+        Role.RADIOLOGIST: {"see", "studies", "reads", "identity"},
         Role.ENGINEER: {"see", "studies", "alarms", "models"},
-        Role.ADMINISTRATOR: {"see", "studies", "alarms", "models", "store", "identity", "administer"},
+        Role.ADMINISTRATOR: {"see", "studies", "reads", "alarms", "models", "store", "identity", "administer"},
         Role.SENDER: {"store"},
     }[role]
     client = browser()
