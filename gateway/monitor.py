@@ -13,7 +13,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -93,7 +93,7 @@ def run(settings: Settings, data_dir: Path, stop: threading.Event) -> None:
         while not stop.is_set():
             try:
                 guard.look(datetime.now(UTC))
-                report(store, {"backend": choose_backend(settings), "registry": asdict(registry.report())})
+                report(store, {"backend": choose_backend(settings), **registry.detail()})
                 watch = watch or Watch(settings, store)
                 if waited_s >= settings.monitor.interval_s:
                     waited_s = 0.0

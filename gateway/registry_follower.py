@@ -8,9 +8,10 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from sqlalchemy import update
 
@@ -84,6 +85,11 @@ class RegistryFollower:
     def report(self) -> RegistryReport:
         """How it stood after the last try."""
         return self._report
+
+    def detail(self) -> dict[str, Any]:
+        """What the monitor reports of it: nothing where all is as it should be."""
+        found = self._report
+        return {"registry": asdict(found)} if found.error or found.notices else {}
 
     def follow(self) -> None:
         """Read the registry once, and let its aliases follow.

@@ -289,10 +289,10 @@ def test_criteria_stand_in_the_card_before(rig: ModelRig) -> None:
     rig.set_up(1)
     rig.register(2, acceptance=None)
     refused(lambda: rig.propose(2, CHAMPION, champion=1), "the card of tiny@2 states no acceptance criteria")
-    rig.register(3, acceptance=ACCEPTANCE | {"written_at": "2026-01-06"})
+    rig.register(3, acceptance=ACCEPTANCE | {"written_at": "2026-01-07"})
     refused(
         lambda: rig.propose(3, CHAMPION, champion=1),
-        "were written on 2026-01-06, after it was registered on 2026-01-05",
+        "were written on 2026-01-07, after it was registered on 2026-01-05",
     )
 
 
