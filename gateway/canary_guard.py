@@ -220,6 +220,15 @@ class CanaryGuard:
         self._settings = settings.canary
         self._key = key
         self._evidence: dict[tuple[str, int, datetime, int], Evidence] = {}
+        self._figures: dict[tuple[str, int], list[Figure]] = {}
+
+    def detail(self) -> dict[str, Any]:
+        """What the monitor reports of the last look, for the pages: of each canary its fractions so far."""
+        canaries = [
+            {"model_name": name, "version": version, "figures": [_rounded(each) for each in figures]}
+            for (name, version), figures in self._figures.items()
+        ]
+        return {"canaries": canaries} if canaries else {}
 
     def look(self, now: datetime) -> tuple[tuple[str, int], ...]:
         """Look at every canary once; returns model name and version of those that were ended.
@@ -237,6 +246,7 @@ class CanaryGuard:
             for each in canaries
         }
         self._evidence = {key: self._evidence.get(key) or Evidence() for key in watched}
+        self._figures = {}
         ended = []
         for key, canary in watched.items():
             evidence = self._evidence[key]
@@ -249,7 +259,7 @@ class CanaryGuard:
     def _why_end(self, canary: KnownVersion, evidence: Evidence, now: datetime) -> tuple[str, dict[str, Any]] | None:
         """The reason and the figures, where it is to end."""
         limits = limits_of(canary, self._settings)
-        figures = evidence.figures(limits)
+        figures = self._figures[canary.model_name, canary.version] = evidence.figures(limits)
         detail: dict[str, Any] = {"limits": asdict(limits), "figures": [_rounded(each) for each in figures]}
         unloadable = self._who_cannot_load(canary, now)
         if unloadable:

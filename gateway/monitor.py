@@ -93,7 +93,7 @@ def run(settings: Settings, data_dir: Path, stop: threading.Event) -> None:
         while not stop.is_set():
             try:
                 guard.look(datetime.now(UTC))
-                report(store, {"backend": choose_backend(settings), **registry.detail()})
+                report(store, {"backend": choose_backend(settings), **registry.detail(), **guard.detail()})
                 watch = watch or Watch(settings, store)
                 if waited_s >= settings.monitor.interval_s:
                     waited_s = 0.0
