@@ -17,7 +17,10 @@ from gateway.compare_command import add_compare_command
 from gateway.deidentify_command import add_deidentify_commands
 from gateway.errors import GatewayError
 from gateway.model_commands import add_model_commands
+from gateway.performance_commands import add_performance_commands
+from gateway.replay_command import add_replay_step
 from gateway.retention_commands import add_retention_commands
+from gateway.saved_commands import add_saved_commands
 from gateway.settings import Settings, load_settings
 from gateway.truth_commands import add_truth_commands
 from gateway.vault_commands import add_vault_commands
@@ -106,13 +109,16 @@ def _parser() -> argparse.ArgumentParser:
     studies.add_argument("--json", action="store_true", help="for machines")
     studies.add_argument("--complete", metavar="KEY", help="judge a study now, without waiting for its quiet time")
     studies.set_defaults(run=_studies)
-    add_retention_commands(commands, studies, _add_place, _open_site)
+    steps = add_retention_commands(commands, studies, _add_place, _open_site)
+    add_replay_step(steps, _open_site)
 
     add_account_commands(commands, _add_place, _open_accounts)
     add_vault_commands(commands, _add_place, _open_site)
     add_deidentify_commands(commands)
     add_compare_command(commands, _add_place, _open_site)
+    add_saved_commands(commands, _add_place, _open_site)
     add_truth_commands(commands, _add_place, _open_site)
+    add_performance_commands(commands, _add_place, _open_site)
     return parser
 
 

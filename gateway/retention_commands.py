@@ -22,8 +22,8 @@ def add_retention_commands(
     studies: argparse.ArgumentParser,
     add_place: Callable[[argparse.ArgumentParser], None],
     open_site: OpenSite,
-) -> None:
-    """Add ``retention`` to the commands, and ``hold`` and ``release`` to those of ``studies``."""
+) -> Any:
+    """Add ``retention`` to the commands, and ``hold`` and ``release`` to the steps of ``studies``, which it returns."""
     steps = studies.add_subparsers(dest="step", metavar="STEP")
     hold = steps.add_parser("hold", help="keep all of a study, whatever its age")
     hold.add_argument("key", metavar="KEY")
@@ -44,6 +44,7 @@ def add_retention_commands(
     )
     retention.add_argument("--json", action="store_true", help="for machines")
     retention.set_defaults(run=lambda options: _retention(options, open_site))
+    return steps
 
 
 def _hold(options: argparse.Namespace, open_site: OpenSite) -> int:

@@ -6,6 +6,7 @@ Unknown keys are refused. The tree is frozen; nothing reads the environment afte
 from __future__ import annotations
 
 import difflib
+import hashlib
 import json
 import os
 import tomllib
@@ -250,6 +251,12 @@ class DeidentificationSettings(_KeyedSection):
             )
         _ = self.profile
         return self
+
+    @property
+    def profile_sha256(self) -> str:
+        """sha256 over all settings of the profile, wherever the key comes from: the record of a prediction holds it."""
+        chosen = self.model_dump_json(exclude={"key_file", "key_environment", "key_command"})
+        return hashlib.sha256(chosen.encode()).hexdigest()
 
     @property
     def profile(self) -> DeidentificationProfile:

@@ -14,6 +14,7 @@ from sqlalchemy import insert, select
 from gateway.acquisition import device_key, read_parameters
 from gateway.disk import DiskGuard
 from gateway.objects import ObjectFolder
+from gateway.replay import data_set_sha256
 from gateway.saved.saver import Saver
 from gateway.settings import Settings, load_settings
 from gateway.store import Store
@@ -51,7 +52,7 @@ def receive(store: Store, data_dir: Path, dataset: Dataset) -> tuple[str, str]:
         series_instance_uid=str(dataset.SeriesInstanceUID),
         transfer_syntax_uid=str(dataset.file_meta.TransferSyntaxUID),
         modality="OP",
-        sha256=key * 2,
+        sha256=data_set_sha256(objects.path(relative)),
         size_bytes=objects.path(relative).stat().st_size,
         path=relative,
         calling_ae_title="CAMERA",
