@@ -186,10 +186,10 @@ class Worker:
     def _follow_in_the_shadow(self, claimed: bool) -> bool:
         """Run what waits in the shadow while nobody else waits; more only where too much waits."""
         ran = False
-        while len(self._backlog) and (self._backlog.is_full or not (claimed or ran)):
+        while len(self._backlog) and ((full := self._backlog.is_full) or not (claimed or ran)):
             work = self._backlog.take()
             assert work is not None
-            if self._backlog.is_full and self._settings.shadow.when_full == "skip":
+            if full and self._settings.shadow.when_full == "skip":
                 self._record_shadow(work, ShadowOutcome(study_key=work.study_key), "skipped: too much waited")
             else:
                 self._run_shadow(work)
@@ -264,7 +264,8 @@ class Worker:
                 failure.reason,
             )
         if judgement.error is not None:
-            logger.error("study %s: %s", claimed.study.study_key, judgement.error)
+            level = logging.INFO if isinstance(judgement.error, PausedError) else logging.ERROR
+            logger.log(level, "study %s: %s", claimed.study.study_key, judgement.error)
             self._put_off(claimed, judgement.error, judgement)
             return False
         try:
