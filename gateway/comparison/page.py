@@ -116,12 +116,16 @@ def interval_text(figure: Mapping[str, Any] | None) -> str:
     """``0.880 to 0.944``; empty where there is none."""
     if figure is None or figure["low"] is None or figure["high"] is None:
         return ""
-    return f"{figure['low']:.3f} to {figure['high']:.3f}"
+    return _minus(f"{figure['low']:.3f} to {figure['high']:.3f}")
+
+
+def _minus(text: str) -> str:
+    return text.replace("-", "−")
 
 
 def signed_text(figure: Mapping[str, Any] | None) -> str:
     """``+0.013``."""
-    return "–" if figure is None or figure["value"] is None else f"{figure['value']:+.3f}"
+    return "–" if figure is None or figure["value"] is None else _minus(f"{figure['value']:+.3f}")
 
 
 def p_text(value: float | None) -> str:
@@ -161,6 +165,8 @@ def _section(
         if overall[role] is not None
     ]
     judged = overall["with_truth"] > 0
+    most = plots.highest([version for _, _, version in versions])
+    gaps = [{**gap, "words": GAP_TITLES[gap["metric"]]} for gap in evaluation["fairness"]]
     section |= {
         "overall": overall,
         "versions": versions,
@@ -171,11 +177,12 @@ def _section(
         "roc": Markup(plots.roc(versions)) if judged else "",
         "precision_recall": Markup(plots.precision_recall(versions)) if judged else "",
         "calibration": Markup(plots.calibration(versions)) if judged else "",
-        "histograms": [Markup(plots.histogram(*version)) for version in versions],
+        "histograms": [Markup(plots.histogram(*version, most)) for version in versions],
         "scatter": _scatter(gathered, names, seed),
         "forests": _forests(evaluation, names) if judged else [],
         "slices": _slice_rows(evaluation),
-        "gaps": [{**gap, "words": GAP_TITLES[gap["metric"]]} for gap in evaluation["fairness"]],
+        "gaps": [gap for gap in gaps if gap["candidate"]["difference"]["value"] is not None],
+        "gaps_without": _without_gap(gaps),
         "changed": evaluation["changed"][:MOST_CHANGED],
         "shown": _shown(finding["shown"], gathered, pictures),
         "slice_titles": SLICE_TITLES,
@@ -220,6 +227,8 @@ def _forests(evaluation: Mapping[str, Any], names: Mapping[str, str]) -> list[tu
         rows = [_forest_row("All cases", evaluation["overall"], metric, names)]
         for key in dict.fromkeys(each["key"] for each in evaluation["slices"]):
             of_key = [each for each in evaluation["slices"] if each["key"] == key]
+            if len(of_key) == 1:
+                continue  # the same as all cases
             rows.append(
                 plots.ForestRow(title=SLICE_TITLES.get(key, key), count=0, small=False, heading=True, figures=())
             )
@@ -243,6 +252,16 @@ def _forest_row(title: str, slice_: Mapping[str, Any], metric: str, names: Mappi
             if slice_[role] is not None
         ],
     )
+
+
+def _without_gap(gaps: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What there is no gap of, in words."""
+    found = [gap for gap in gaps if gap["candidate"]["difference"]["value"] is None]
+    words: dict[str, list[str]] = {}
+    for gap in found:
+        words.setdefault(SLICE_TITLES.get(gap["key"], gap["key"]).lower(), []).append(gap["words"])
+    every = len(GAP_TITLES)
+    return [key if len(metrics) == every else f"{' and '.join(metrics)} by {key}" for key, metrics in words.items()]
 
 
 def _slice_rows(evaluation: Mapping[str, Any]) -> list[Mapping[str, Any]]:

@@ -160,14 +160,23 @@ def calibration(versions: Versions) -> str:
     return _svg(SIDE, SIDE, "Calibration curves", *parts)
 
 
-def histogram(name: str, title: str, version: Mapping[str, Any]) -> str:
-    """How scores are spread: positive cases upwards, negative ones downwards, unknown ones outlined upwards."""
+def highest(versions: Sequence[Mapping[str, Any]]) -> tuple[int, int]:
+    """Most cases in a bin, upwards and downwards, so that histograms side by side have one scale."""
+    up, down = 1, 0
+    for version in versions:
+        bins = version["histogram"]
+        up = max([up, *(p + u for p, u in zip(bins["positive"], bins["unknown"], strict=True))])
+        down = max([down, *bins["negative"]])
+    return up, down
+
+
+def histogram(name: str, title: str, version: Mapping[str, Any], most_of_both: tuple[int, int]) -> str:
+    """How scores are spread: positive and unknown cases upwards, negative ones downwards."""
     axes = Axes(f"score of {escape(title)}", "cases", SIDE, 220)
     bins = version["histogram"]
     edges = bins["edges"]
-    most_up = max([p + u for p, u in zip(bins["positive"], bins["unknown"], strict=True)] + [0])
-    most_down = max([*bins["negative"], 0])
-    most = max(most_up + most_down, 1)
+    most_up, most_down = most_of_both
+    most = most_up + most_down
     zero = most_down / most
     parts = [axes.frame(y_ticks=False)]
     for index, (positive, negative, unknown) in enumerate(
@@ -191,7 +200,7 @@ def histogram(name: str, title: str, version: Mapping[str, Any]) -> str:
     point = version["operating_point"]
     parts.append(_line(f"point {name}", axes.x(point), axes.y(0), axes.x(point), axes.y(1)))
     parts.append(_line("axis", axes.x(0), axes.y(zero), axes.x(1), axes.y(zero)))
-    if bins["positive"] and most_up:
+    if most_up:
         parts.append(f'<text class="tick" x="{axes.x(0) - 6}" y="{axes.y(1) + 9}" text-anchor="end">{most_up}</text>')
     if most_down:
         parts.append(f'<text class="tick" x="{axes.x(0) - 6}" y="{axes.y(0)}" text-anchor="end">{most_down}</text>')
@@ -250,7 +259,7 @@ class ForestRow:
 
 def forest(rows: Sequence[ForestRow], title: str) -> str:
     """Figures with intervals, a line a slice, each version its own mark; small slices are hollow."""
-    width, line_height, label = 640, 34, 236
+    width, line_height, label = 720, 34, 300
     figures = [figure for row in rows for _, _, figure in row.figures if figure is not None]
     lows = [each["low"] if each["low"] is not None else each["value"] for each in figures]
     lowest = min([each for each in lows if each is not None], default=0.0)
@@ -272,7 +281,7 @@ def forest(rows: Sequence[ForestRow], title: str) -> str:
             parts.append(f'<text class="heading" x="0" y="{top + 17}">{escape(row.title)}</text>')
             top += 24
             continue
-        name = escape(row.title if len(row.title) <= 30 else row.title[:29] + "…")
+        name = escape(row.title if len(row.title) <= 29 else row.title[:28] + "…")
         small = ' <tspan class="small">small</tspan>' if row.small else ""
         parts.append(
             f'<text class="label" x="8" y="{top + 21}">{name} <tspan class="count">n {row.count}</tspan>{small}'

@@ -87,8 +87,8 @@ class Job:
     truth_options: TruthOptions = field(default_factory=TruthOptions)
     seed: int = 0
     draws: int = DEFAULT_DRAWS
-    least_cases: int | None = None
-    """``None``: as the candidate's acceptance criteria say, else :data:`DEFAULT_LEAST_CASES`."""
+    least_cases: int = DEFAULT_LEAST_CASES
+    """Slices of fewer cases are small. What the criteria ask for stands in the card."""
     threads: int = 1
     providers: tuple[str, ...] | None = None
     decoding: DecodingLimits = field(default_factory=DecodingLimits)
@@ -110,13 +110,6 @@ class Job:
             return self.site.data_dir / FOLDER / _WORK / name
         assert self.out is not None
         return self.out.parent / f".{self.out.name}-{name[:8]}"
-
-    @property
-    def effective_least_cases(self) -> int:
-        """Cases below which a slice is small."""
-        acceptance = self.pair.candidate.bundle.card.acceptance
-        stated = DEFAULT_LEAST_CASES if acceptance is None else acceptance.least_cases
-        return stated if self.least_cases is None else self.least_cases
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -208,7 +201,7 @@ def compare(
             shown=judged.chosen,
             seed=job.seed,
             draws=job.draws,
-            least_cases=job.effective_least_cases,
+            least_cases=job.least_cases,
         )
         run = _run_facts(job, now=now(), by=by, scoring_s=scoring_s, count=count)
         made = _write(job, book, truth, judged, report, run, pictures)
@@ -220,9 +213,7 @@ def judge(job: Job, book: ScoreBook, truth: TruthBook | None) -> Judged:
     """Figures of every finding, the verdict on each criterion, and which cases to show."""
     gathered = {finding.name: gather(book, job.pair, finding, truth) for finding in job.pair.findings}
     evaluations = {
-        name: evaluate(
-            each.cases, finding_name=name, seed=job.seed, draws=job.draws, least_cases=job.effective_least_cases
-        )
+        name: evaluate(each.cases, finding_name=name, seed=job.seed, draws=job.draws, least_cases=job.least_cases)
         for name, each in gathered.items()
         if each.cases is not None
     }
