@@ -314,32 +314,62 @@ def _channels_first(model: onnx.ModelProto, view: GraphView, name: str, shapes: 
 
 
 def _settle_shapes(model: onnx.ModelProto, feature_map: str, logits: str, picture_shape: tuple[int, int, int]) -> None:
-    """Give each ``Reshape`` of the head a constant target, and leave out gathers that only copy.
+    """Make constants of what the head reads of the picture's shape, and leave out gathers that only copy.
 
-    Exporters compute targets from the picture's shape, which the head does not see.
+    Exporters compute target shapes and bounds from the picture's shape, which the head does not see.
     """
     view = GraphView(model)
     after = nodes_between(view, feature_map, logits)
-    reshapes = [node for node in after if node.op_type == "Reshape"]
+    _settle_reshapes(model, [node for node in after if node.op_type == "Reshape"], picture_shape)
+    _settle_numbers(model, view, after, feature_map, picture_shape)
     copies = [(node, source) for node in after if (source := _copied(view, node)) is not None]
-    names = {node.output[0] for node in reshapes}
-    names |= {name for node, source in copies for name in (node.output[0], source)}
-    if not names:
-        return
-    shapes = _shapes(model, sorted(names), picture_shape)
-    for node in reshapes:
-        shape = shapes[node.output[0]]
-        if sum(not isinstance(side, int) for side in shape) == 1:
-            target = np.array([side if isinstance(side, int) else -1 for side in shape], dtype=np.int64)
-            node.input[1] = add_constant(model.graph, f"settled.{node.output[0]}", target)
-            for entry in [entry for entry in node.attribute if entry.name == "allowzero"]:
-                node.attribute.remove(entry)
     random = np.random.default_rng(1)
     feed = {"image": random.standard_normal((3, *picture_shape), dtype=np.float32)}
     for node, source in copies:
         values = run_values(model, [node.output[0], source], [feed])[0]
         if np.array_equal(values[node.output[0]], values[source]):
             _replace_reader(model.graph, node.output[0], source)
+
+
+def _settle_reshapes(model: onnx.ModelProto, nodes: list[onnx.NodeProto], picture_shape: tuple[int, int, int]) -> None:
+    shapes = _shapes(model, sorted(node.output[0] for node in nodes), picture_shape) if nodes else {}
+    for node in nodes:
+        shape = shapes[node.output[0]]
+        if sum(not isinstance(side, int) for side in shape) == 1:
+            target = np.array([side if isinstance(side, int) else -1 for side in shape], dtype=np.int64)
+            node.input[1] = add_constant(model.graph, f"settled.{node.output[0]}", target)
+            for entry in [entry for entry in node.attribute if entry.name == "allowzero"]:
+                node.attribute.remove(entry)
+
+
+def _settle_numbers(
+    model: onnx.ModelProto,
+    view: GraphView,
+    nodes: list[onnx.NodeProto],
+    feature_map: str,
+    picture_shape: tuple[int, int, int],
+) -> None:
+    """Values beside the feature map's path that no batch changes; the batch that an ``Expand`` names is not needed."""
+    flowing = {feature_map} | {name for node in nodes for name in node.output}
+    beside = sorted(
+        {name for node in nodes for name in node.input if name and name not in flowing and not view.is_constant(name)}
+    )
+    if not beside:
+        return
+    random = np.random.default_rng(0)
+    feeds = [{"image": random.standard_normal((count, *picture_shape), dtype=np.float32)} for count in _TRIED_BATCHES]
+    one, other = run_values(model, beside, feeds)
+    settled: dict[str, str] = {}
+    for name in beside:
+        if np.array_equal(one[name], other[name]):
+            settled[name] = add_constant(model.graph, f"settled.{name}", one[name])
+    for node in nodes:
+        node.input[:] = [settled.get(name, name) for name in node.input]
+        if node.op_type == "Expand" and node.input[1] in one:
+            pair = one[node.input[1]], other[node.input[1]]
+            if len(pair[0]) == len(pair[1]) and (pair[0][0], pair[1][0]) == _TRIED_BATCHES:
+                target = np.array([1, *pair[0][1:]], dtype=np.int64)
+                node.input[1] = add_constant(model.graph, f"settled.{node.output[0]}", target)
 
 
 def _copied(view: GraphView, node: onnx.NodeProto) -> str | None:

@@ -119,8 +119,8 @@ def _linear_head(view: GraphView, head: onnx.ModelProto, anatomy: Anatomy) -> tu
 
     try:
         bias = run(np.zeros((1, *anatomy.map_shape), dtype=np.float32))[0]
-        weight = _exact_weight(view, head, session)
-        if weight is None:
+        weight = _exact_weight(view, head)
+        if weight is None or weight.shape[1] != channels:
             columns_of_weight = []
             for start in range(0, channels, _CHANNELS_AT_ONCE):
                 count = min(_CHANNELS_AT_ONCE, channels - start)
@@ -139,7 +139,7 @@ def _linear_head(view: GraphView, head: onnx.ModelProto, anatomy: Anatomy) -> tu
     return np.ascontiguousarray(weight), bias
 
 
-def _exact_weight(view: GraphView, head: onnx.ModelProto, session: object) -> Floats | None:
+def _exact_weight(view: GraphView, head: onnx.ModelProto) -> Floats | None:
     """The matrix of a ``Gemm`` that gives the logits, if it reads the average itself; else it has to be measured."""
     node = head.graph.node[-1]
     values = attributes(node)

@@ -208,10 +208,12 @@ def _extreme(operator: str) -> Rule:
     return rule
 
 
+def _nothing(b: GradientBuilder, node: onnx.NodeProto, output: str, cotangent: Cotangent) -> None:
+    """Steps: their gradient is zero wherever there is one."""
+
+
 def _where(b: GradientBuilder, node: onnx.NodeProto, output: str, cotangent: Cotangent) -> None:
     condition, yes, no = node.input
-    if b.depends(condition):
-        raise _refuse(node, "its condition depends on the picture")
     chosen = b.as_float(condition)
     _share(b, yes, output, cotangent, chosen)
     _share(b, no, output, cotangent, b.emit("Sub", b.number(1.0), chosen))
@@ -525,6 +527,7 @@ def _expand(b: GradientBuilder, node: onnx.NodeProto, output: str, cotangent: Co
 RULES: dict[str, Rule] = {
     "Abs": _elementwise(lambda b, node, x, y: b.emit("Sign", x)),
     "Add": _add,
+    "And": _nothing,
     "AveragePool": _average_pool,
     "BatchNormalization": _batch_normalization,
     "Cast": _cast,
@@ -534,6 +537,7 @@ RULES: dict[str, Rule] = {
     "Div": _div,
     "Dropout": _passing,
     "Elu": _elementwise(_elu),
+    "Equal": _nothing,
     "Erf": _elementwise(_erf),
     "Exp": _elementwise(lambda b, node, x, y: y),
     "Expand": _expand,
@@ -543,11 +547,15 @@ RULES: dict[str, Rule] = {
     "Gemm": _gemm,
     "GlobalAveragePool": _global_average,
     "GlobalMaxPool": _global_maximum,
+    "Greater": _nothing,
+    "GreaterOrEqual": _nothing,
     "HardSigmoid": _elementwise(_hard_sigmoid),
     "HardSwish": _elementwise(_hard_swish),
     "Identity": _passing,
     "LayerNormalization": _layer_normalization,
     "LeakyRelu": _elementwise(_leaky),
+    "Less": _nothing,
+    "LessOrEqual": _nothing,
     "Log": _elementwise(lambda b, node, x, y: b.emit("Reciprocal", x)),
     "LogSoftmax": _log_softmax,
     "MatMul": _matmul,
@@ -558,6 +566,8 @@ RULES: dict[str, Rule] = {
     "Mish": _elementwise(_mish),
     "Mul": _mul,
     "Neg": _elementwise(lambda b, node, x, y: b.number(-1.0)),
+    "Not": _nothing,
+    "Or": _nothing,
     "PRelu": _prelu_rule,
     "Pow": _pow,
     "Reciprocal": _elementwise(lambda b, node, x, y: b.emit("Neg", b.emit("Mul", y, y))),
@@ -570,6 +580,7 @@ RULES: dict[str, Rule] = {
     "Relu": _elementwise(lambda b, node, x, y: _positive(b, x)),
     "Reshape": _reshape,
     "Sigmoid": _elementwise(_sigmoid),
+    "Sign": _nothing,
     "Slice": _slice,
     "Softmax": _softmax,
     "Softplus": _elementwise(lambda b, node, x, y: b.emit("Sigmoid", x)),

@@ -153,6 +153,7 @@ def make_graph(
         activation=chosen,
         original=original,
         batch=batch,
+        half=form.half,
         network=None if loaded.torch_run is None else TorchNetwork(run=loaded.torch_run),
     )
     return ImportedNetwork(
@@ -188,6 +189,8 @@ def _remarks(anatomy: Anatomy, form: InputForm) -> list[str]:
         remarks.append("the source has one output z; the two logits are 0 and z, so that softmax gives sigmoid(z)")
     if form.batch is not None:
         remarks.append(f"the source had a fixed batch of {form.batch}; it takes any now")
+    if form.half:
+        remarks.append("the source computes in float16, the bundle in float32")
     if form.channels_last:
         remarks.append("the source takes channels last; the graph turns the picture for it")
     return remarks
@@ -203,7 +206,8 @@ def _run_original(model: onnx.ModelProto, form: InputForm, output: str | None) -
 
     def run(pictures: Floats) -> Floats:
         values = np.ascontiguousarray(pictures.transpose(0, 2, 3, 1)) if form.channels_last else pictures
-        return np.asarray(session.run(names, {form.name: values})[0], dtype=np.float32)
+        typed = values.astype(np.float16) if form.half else values
+        return np.asarray(session.run(names, {form.name: typed})[0], dtype=np.float32)
 
     return run
 

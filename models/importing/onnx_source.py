@@ -43,6 +43,8 @@ class InputForm:
     batch: int | None
     """None: any."""
     channels_last: bool
+    half: bool
+    """float16; the bundle computes in float32."""
 
 
 def read_onnx(path: Path) -> onnx.ModelProto:
@@ -95,6 +97,8 @@ def normalise(model: onnx.ModelProto, contract: PixelContract) -> tuple[onnx.Mod
     changed.CopyFrom(model)
     if changed.functions:
         changed = onnx.inliner.inline_local_functions(changed)
+    if form.half:
+        _widen(changed.graph)
     _refuse_foreign_operators(changed)
     changed = _raise_opset(changed)
     _make_input(changed, form, contract)
@@ -111,7 +115,8 @@ def _input_form(model: onnx.ModelProto, contract: PixelContract) -> InputForm:
         raise ImportRefusedError(f"the graph has {len(inputs)} inputs ({names}); one picture is expected")
     value = inputs[0]
     kind = value.type.tensor_type
-    if not value.type.HasField("tensor_type") or kind.elem_type != TensorProto.FLOAT:
+    half = kind.elem_type == TensorProto.FLOAT16
+    if not value.type.HasField("tensor_type") or (kind.elem_type != TensorProto.FLOAT and not half):
         found = TensorProto.DataType.Name(kind.elem_type) if kind.elem_type else "no tensor"
         raise ImportRefusedError(
             f"input {value.name} is {found}; the gateway gives float32, normalised by the card's pixel contract, so "
@@ -131,7 +136,7 @@ def _input_form(model: onnx.ModelProto, contract: PixelContract) -> InputForm:
         raise ImportRefusedError(
             f"input {value.name} is [{shape}]; the card's pixel contract gives [N, {channels}, {rows}, {columns}]"
         )
-    return InputForm(name=value.name, batch=dims[0], channels_last=not first)
+    return InputForm(name=value.name, batch=dims[0], channels_last=not first, half=half)
 
 
 def stated_shape(model: onnx.ModelProto, otherwise: tuple[int, int, int]) -> tuple[int, int, int]:
@@ -174,6 +179,28 @@ def _raise_opset(model: onnx.ModelProto) -> onnx.ModelProto:
         raise ImportRefusedError(f"opset {opset} cannot be converted to {LEAST_OPSET}: {reason}") from error
     converted.ir_version = max(converted.ir_version, 8)
     return converted
+
+
+def _widen(graph: onnx.GraphProto) -> None:
+    """float32 in place of float16 throughout: casts of weights cost nothing, and a CPU computes in float32 anyway."""
+    for place, tensor in enumerate(graph.initializer):
+        if tensor.data_type == TensorProto.FLOAT16:
+            graph.initializer[place].CopyFrom(_wide(tensor))
+    for value in (*graph.input, *graph.output, *graph.value_info):
+        if value.type.tensor_type.elem_type == TensorProto.FLOAT16:
+            value.type.tensor_type.elem_type = TensorProto.FLOAT
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.type == onnx.AttributeProto.GRAPH:
+                _widen(attribute.g)
+            elif attribute.type == onnx.AttributeProto.TENSOR and attribute.t.data_type == TensorProto.FLOAT16:
+                attribute.t.CopyFrom(_wide(attribute.t))
+            elif attribute.name in {"to", "dtype"} and attribute.i == TensorProto.FLOAT16:
+                attribute.i = TensorProto.FLOAT
+
+
+def _wide(tensor: onnx.TensorProto) -> onnx.TensorProto:
+    return onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(tensor).astype(np.float32), tensor.name)
 
 
 def _make_input(model: onnx.ModelProto, form: InputForm, contract: PixelContract) -> None:
