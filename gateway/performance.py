@@ -184,7 +184,7 @@ def scored(cases: Cases) -> ScoredCases:
         scores=cases.scores,
         truth=cases.truth,
         groups=cases.groups,
-        slices=cases.slices,
+        slices={name: values for name, values in cases.slices.items() if (values != "").any()},
         operating_point=cases.operating_point,
     )
 
