@@ -60,7 +60,7 @@ def require_torch() -> None:
     """
     if importlib.util.find_spec("torch") is None:
         raise ImportRefusedError(
-            "importing needs torch, against which every network is checked: pip install 'dicom-ai-gateway[training]'"
+            "importing needs torch, against which every network is checked: python -m pip install -e '.[training]'"
         )
 
 
@@ -253,7 +253,7 @@ def _torchvision(name: str, count: int | None) -> Any:
     try:
         networks: Any = importlib.import_module("torchvision.models")
     except ImportError as error:
-        raise ImportRefusedError("torchvision is not installed: pip install 'dicom-ai-gateway[training]'") from error
+        raise ImportRefusedError("torchvision is not installed: python -m pip install -e '.[training]'") from error
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -266,7 +266,7 @@ def _timm(text: str, count: int | None) -> Any:
     try:
         timm: Any = importlib.import_module("timm")
     except ImportError as error:
-        raise ImportRefusedError("timm is not installed: pip install 'dicom-ai-gateway[training]'") from error
+        raise ImportRefusedError("timm is not installed: python -m pip install -e '.[training]'") from error
     name, *pairs = text.split(",")
     options: dict[str, Any] = dict(pair.split("=", 1) for pair in pairs if "=" in pair)
     try:
@@ -324,7 +324,9 @@ def export(source: TorchSource, contract: PixelContract) -> tuple[onnx.ModelProt
             return _export_program(source, example), ()
         except ImportError as error:
             if source.kind == "program":
-                raise ImportRefusedError("exporting a program needs onnxscript: pip install onnxscript") from error
+                raise ImportRefusedError(
+                    "exporting a program needs onnxscript: python -m pip install -e '.[training]'"
+                ) from error
             reason = "onnxscript is not installed"
         except (torch.onnx.OnnxExporterError, RuntimeError, ValueError, TypeError, AssertionError) as error:
             text = " ".join(str(each) for each in _chain(error))
