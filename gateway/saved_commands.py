@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 OpenSite = Callable[[argparse.Namespace], "tuple[Settings, Path, Store]"]
 Run = Callable[[argparse.Namespace, "Settings", Path, "Store"], None]
 _EPILOG = """QUERY is one argument, as 'model=retinopathy@2 device=KOWA* finding=referable_dr:present'. Its fields:
-model, version, state, now, device, finding, score, quality, laterality, rule, modality, age_group, sex, site, key,
+model, version, state, now, device, finding, score, quality, laterality, rule, modality, age_group, sex, site, person, key,
 from, to; docs/saved-studies.md says what each takes."""
 _REMOVED_A_STEP = 200
 

@@ -179,6 +179,9 @@ FIELDS: Mapping[str, Field] = MappingProxyType(
         "age_group": Field(expected="an age group, as 60-69 or 90+", make=_pattern(_characteristic("age_group"))),
         "sex": Field(expected="F, M or O", make=_one_of(_characteristic("sex"), ("F", "M", "O"))),
         "site": Field(expected="a site's pseudonym", make=_pattern(_characteristic("site"))),
+        "person": Field(
+            expected="the pseudonym of a patient, 16 digits", make=_pattern(lambda facts: facts.study.person)
+        ),
         "key": Field(
             expected="the key of a saved study, or the study's",
             make=lambda value: lambda facts: value in (facts.study.saved_key, facts.study.study_key),

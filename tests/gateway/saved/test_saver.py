@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import shutil
 import signal
+import time
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 
 import pydicom
 import pytest
+from intake_rig import stop_on_sigterm
 from photographs import drawn_jpeg, op_dataset
 from pydicom import Dataset
 from pydicom.encaps import generate_frames
@@ -24,13 +26,17 @@ from sqlalchemy import delete, event, insert, select
 
 from gateway.disk import DiskGuard
 from gateway.objects import ObjectFolder
+from gateway.saved import process
 from gateway.saved.folders import remove_saved, sweep
 from gateway.saved.saver import SETTLED, Saver
+from gateway.settings import Settings
 from gateway.store import Store, open_store
 from gateway.store.intake import new_key
+from gateway.store.monitoring import processes
 from gateway.store.retention import remove_originals
 from gateway.store.saved import SavedStudyRow, find_saved, read_place, write_place
 from gateway.store.schema import alarm, audit, prediction
+from gateway.web.health import expected_processes
 
 EVERYTHING = {"name": "everything"}
 
@@ -464,4 +470,39 @@ def test_killed_while_removing_nothing_is_left_that_a_row_promises(tmp_path: Pat
     assert find_saved(store, key) is None
     assert sweep(store, tmp_path) == 1
     assert assert_rows_and_files_agree(store, tmp_path) == {}
+    store.close()
+
+
+def _run_saver(data_dir: Path, settings: Settings) -> None:
+    process.run(settings, data_dir, stop_on_sigterm())
+
+
+def test_the_process_saves_says_that_it_lives_and_ends_when_told(shelf: Store, tmp_path: Path) -> None:
+    study_key = judged(shelf, tmp_path)
+    child = multiprocessing.get_context("fork").Process(target=_run_saver, args=(tmp_path, saving(EVERYTHING)))
+    child.start()
+    try:
+        deadline = time.monotonic() + 60
+        while find_saved(shelf, study_key) is None:
+            assert time.monotonic() < deadline
+            assert child.is_alive()
+            time.sleep(0.05)
+        (row,) = processes(shelf)
+        assert (row["name"], row["pid"]) == ("saver", child.pid)
+    finally:
+        child.terminate()
+        child.join(30)
+    assert child.exitcode == 0
+    assert assert_rows_and_files_agree(shelf, tmp_path) == {study_key: 1}
+
+
+def test_there_is_a_saver_only_where_a_rule_saves(tmp_path: Path) -> None:
+    assert "saver" in expected_processes(saving(EVERYTHING))
+    assert "saver" not in expected_processes(saving())
+    store = open_store("", data_dir=tmp_path, migrate=True)
+    write_place(store, 7)
+    process.prepare_saving(saving(EVERYTHING), store)
+    assert read_place(store) == 7
+    process.prepare_saving(saving(), store)
+    assert read_place(store) is None, "rules that are made later are for what comes later"
     store.close()
