@@ -5,16 +5,21 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 
 from gateway.breaker import Breakers
+from gateway.fuse import Fuse
+from gateway.judgement import Role
 from models.errors import InferenceError
 from models.prediction import Prediction
 from models.preprocess import ModelInput
 from models.session import CPU, CPU_BATCH, LARGEST_PROFILE_BATCH, ModelSession
+
+NO_FUSE = Fuse()
 
 
 class Runnable(Protocol):
@@ -28,6 +33,11 @@ class Runnable(Protocol):
     @property
     def session(self) -> ModelSession:
         """What it goes through."""
+        ...
+
+    @property
+    def role(self) -> Role:
+        """As what the session runs."""
         ...
 
     @property
@@ -47,7 +57,7 @@ class Said:
     """Pictures that went through the graph at once, this one included."""
 
 
-def predict(frames: Sequence[Runnable], breakers: Breakers) -> list[Said | InferenceError]:
+def predict(frames: Sequence[Runnable], breakers: Breakers, fuse: Fuse = NO_FUSE) -> list[Said | InferenceError]:
     """One answer a frame, in order; frames of one session go through it together, whatever study they are of.
 
     Where that fails, each study's go through by themselves, so that only those of a study that fails are errors.
@@ -57,11 +67,13 @@ def predict(frames: Sequence[Runnable], breakers: Breakers) -> list[Said | Infer
     for place, frame in enumerate(frames):
         by_session[id(frame.session)].append(place)
     for places in by_session.values():
-        answers.update(_run(frames, places, breakers))
+        answers.update(_run(frames, places, breakers, fuse))
     return [answers[place] for place in range(len(frames))]
 
 
-def _run(frames: Sequence[Runnable], places: list[int], breakers: Breakers) -> dict[int, Said | InferenceError]:
+def _run(
+    frames: Sequence[Runnable], places: list[int], breakers: Breakers, fuse: Fuse
+) -> dict[int, Said | InferenceError]:
     session = frames[places[0]].session
     card = session.bundle.card
     breaker = breakers.of(card.name, card.version)
@@ -70,15 +82,17 @@ def _run(frames: Sequence[Runnable], places: list[int], breakers: Breakers) -> d
         studies[frames[place].study_key].append(place)
     tensors = np.stack([frames[place].model_input.tensor for place in places])
     started = time.perf_counter()
+    is_champion = frames[places[0]].role is Role.CHAMPION
     try:
-        predictions = session.run(tensors)
+        with nullcontext() if is_champion else fuse.around(card.name, card.version):
+            predictions = session.run(tensors)
     except InferenceError as error:
         if len(studies) == 1:
             breaker.failed(next(iter(studies)), str(error))
             return dict.fromkeys(places, error)
         answers: dict[int, Said | InferenceError] = {}
         for alone in studies.values():
-            answers.update(_run(frames, alone, breakers))
+            answers.update(_run(frames, alone, breakers, fuse))
         return answers
     each_s = (time.perf_counter() - started) / len(places)
     for study_key in studies:

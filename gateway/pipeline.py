@@ -285,7 +285,7 @@ def run_models(judgements: Sequence[StudyJudgement], engine: Engine) -> None:
     """Predictions of the versions that judge; where a canary fails on a study, the champion judges it."""
     todo = [(each, frame) for each in judgements if each.error is None for frame in each.frames]
     while todo:
-        answers = predict([frame for _, frame in todo], engine.breakers)
+        answers = predict([frame for _, frame in todo], engine.breakers, engine.fuse)
         fallen: dict[tuple[int, str], StudyJudgement] = {}
         for (judgement, frame), answer in zip(todo, answers, strict=True):
             if not isinstance(answer, InferenceError):

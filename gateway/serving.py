@@ -19,6 +19,7 @@ import numpy as np
 
 from gateway.breaker import BreakerRule, Breakers, BreakerState, Clock
 from gateway.canary import Beside
+from gateway.fuse import Fuse
 from gateway.settings import Settings
 from gateway.store import Store
 from gateway.store.models import ServedVersion, VersionState, served_versions
@@ -51,6 +52,7 @@ class Versions:
     store: Store
     threads: int
     cache_folder: Path
+    fuse: Fuse = field(default_factory=Fuse)
     clock: Clock = time.monotonic
     sessions: dict[str, ModelSession] = field(default_factory=dict)
     """Model name -> its champion's."""
@@ -141,6 +143,10 @@ class Versions:
         key = (entry.model_name, entry.version)
         if key in self._loaded or key in self._loading:
             return
+        deadly = "" if entry.state is VersionState.CHAMPION else self.fuse.why_broken(*key)
+        if deadly:
+            self.broken[key] = Broken(reason=deadly, at=self.clock())
+            return
         broken = self.broken.get(key)
         if broken is not None and self.clock() - broken.at < TRY_AGAIN_S:
             return
@@ -211,6 +217,7 @@ class Versions:
             self.breakers.forget(*key)
         for key in self.broken.keys() - wanted:
             del self.broken[key]
+            self.fuse.forgive(*key)
 
     # --- probing ---
 

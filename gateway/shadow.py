@@ -97,7 +97,7 @@ def run_shadow(work: ShadowWork, engine: Engine) -> ShadowOutcome:
                 allowed.append(frame)
             else:
                 outcome.add_failure(frame, paused_words(breaker.reason))
-        for frame, answer in zip(allowed, predict(allowed, engine.breakers), strict=True):
+        for frame, answer in zip(allowed, predict(allowed, engine.breakers, engine.fuse), strict=True):
             if isinstance(answer, InferenceError):
                 outcome.add_failure(frame, str(answer))
             else:

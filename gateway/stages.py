@@ -15,6 +15,7 @@ from gateway.breaker import Breakers
 from gateway.canary import Beside
 from gateway.deidentify import Deidentifier
 from gateway.errors import GatewayError
+from gateway.fuse import Fuse
 from gateway.inference import Said
 from gateway.judgement import JudgedImage, Priority, Role
 from gateway.results import ResultObject
@@ -48,6 +49,7 @@ class Engine:
     beside: Mapping[str, Beside] = field(default_factory=dict)
     """Model name -> its canary and its shadow."""
     breakers: Breakers = field(default_factory=Breakers)
+    fuse: Fuse = field(default_factory=Fuse)
     paused: Literal["wait", "not judged"] = "wait"
     """What becomes of a study whose champion is left alone by its breaker."""
     profile_sha256: str = ""

@@ -15,9 +15,8 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -40,23 +39,23 @@ from gateway.errors import (
     VaultError,
     disposition,
 )
+from gateway.fuse import Fuse
 from gateway.judgement import JudgedImage
 from gateway.last_check import LastCheck
 from gateway.objects import ObjectFolder, heat_map_path, picture_path, quarantine_path, result_path
 from gateway.pipeline import judge_studies
+from gateway.prediction_rows import failure_rows, prediction_row, shadow_row
 from gateway.results import ResultObject
 from gateway.serving import Versions
 from gateway.settings import Settings
-from gateway.shadow import Backlog, ShadowImage, ShadowOutcome, ShadowWork, failures_of, run_shadow, shadow_work
+from gateway.shadow import Backlog, ShadowOutcome, ShadowWork, failures_of, run_shadow, shadow_work
 from gateway.site_key import load_site_key
-from gateway.stages import Engine, Failure, StudyJudgement
+from gateway.stages import Engine, StudyJudgement
 from gateway.store import open_store
 from gateway.store.intake import new_key
 from gateway.store.monitoring import report_process
 from gateway.store.predictions import (
-    FailureRow,
     JudgementRecord,
-    PredictionRow,
     QuarantinedInstance,
     ResultRow,
     record_failures,
@@ -126,7 +125,8 @@ class Worker:
         self._decoder = DecodingPool(DecodingLimits(**settings.decoding.model_dump()), size=threads)
         self._decoder.start()
         self._executor = ThreadPoolExecutor(threads, thread_name_prefix="study")
-        self.versions = Versions(settings, self._store, threads, data_dir / "engines")
+        self._fuse = Fuse(data_dir / f"{name}.fuse")
+        self.versions = Versions(settings, self._store, threads, data_dir / "engines", self._fuse)
         self._backlog = Backlog(limit_bytes=settings.shadow.memory_bytes)
         profile = settings.deidentification.model_dump_json(exclude={"key_file", "key_environment", "key_command"})
         self._profile_sha256 = hashlib.sha256(profile.encode()).hexdigest()
@@ -145,6 +145,7 @@ class Worker:
         self._keeper.join()
         self._executor.shutdown()
         self.versions.close()
+        self._fuse.close()
         self._decoder.close()
         if self._vault is not None:
             self._vault.close()
@@ -387,6 +388,7 @@ class Worker:
             vault=self._vault,
             beside=self.versions.beside,
             breakers=self.versions.breakers,
+            fuse=self._fuse,
             paused=self._settings.breaker.policy,
             profile_sha256=self._profile_sha256,
         )
@@ -421,70 +423,6 @@ def conclusion(judgement: StudyJudgement) -> tuple[StudyState, str]:
     if judgement.chosen:
         return StudyState.FAILED, "; ".join(reasons)
     return StudyState.NOT_MATCHED, "; ".join(reasons)
-
-
-def prediction_row(image: JudgedImage) -> PredictionRow:
-    """The row of one judged image."""
-    prediction = image.prediction
-    explanation = image.explanation
-    return PredictionRow(
-        instance_key=image.instance_key,
-        frame_index=image.frame_index,
-        model_name=prediction.model_name,
-        model_version=prediction.model_version,
-        model_sha256=prediction.model_sha256,
-        demonstration=image.card.demonstration,
-        logits=prediction.logits.tolist(),
-        probabilities={
-            label.name: float(value) for label, value in zip(image.card.labels, prediction.probabilities, strict=True)
-        },
-        findings=[
-            {
-                "name": finding.name,
-                "title": finding.title,
-                "score": float(finding.score),
-                "operating_point": finding.operating_point,
-                "present": finding.present,
-                "priority": finding.priority.name,
-                "code": finding.code.model_dump(),
-            }
-            for finding in image.findings
-        ],
-        ungradable_reasons=list(image.ungradable_reasons),
-        explanation=None
-        if explanation is None
-        else {"finding_name": explanation.finding_name, **_plain(explanation.summary)},
-        heat_map_path=None
-        if explanation is None
-        else heat_map_path(image.instance_key, image.frame_index, prediction.model_name, prediction.model_version),
-        acquisition_findings=[asdict(finding) for finding in image.acquisition_findings],
-        parameters=dict(image.parameters),
-        statistics=_plain(image.statistics),
-        device_key=image.device_key,
-        embedding=prediction.embedding,
-        role=image.role.value,
-        inference_ms=image.inference_ms,
-        provenance=dict(image.provenance),
-    )
-
-
-def shadow_row(shadow: ShadowImage) -> PredictionRow:
-    """The row of what a shadow said."""
-    return replace(prediction_row(shadow.image), paired_version=shadow.paired_version, agrees=shadow.agrees)
-
-
-def failure_rows(failures: Iterable[Failure]) -> tuple[FailureRow, ...]:
-    """The rows of versions that gave nothing."""
-    return tuple(
-        FailureRow(
-            model_name=failure.model_name, version=failure.version, role=failure.role.value, reason=failure.reason
-        )
-        for failure in failures
-    )
-
-
-def _plain(values: Mapping[str, Any]) -> dict[str, float]:
-    return {name: float(value) for name, value in values.items()}
 
 
 def _jpeg(picture: npt.NDArray[np.uint8]) -> memoryview:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
@@ -17,6 +19,7 @@ from sqlalchemy import select
 from gateway import worker as worker_module
 from gateway.breaker import BreakerState
 from gateway.canary_guard import CanaryGuard
+from gateway.fuse import Fuse
 from gateway.model_record import entries, record_key
 from gateway.serving import Versions
 from gateway.site_key import load_site_key
@@ -351,6 +354,35 @@ def test_the_guard_ends_a_canary_that_decides_otherwise_or_is_slow(make_house: M
     house.work()
     assert guard_of(house).look(datetime.now(UTC)) == ((MODEL, 3),)
     assert last_entry(house).reason.startswith("took more than 2 times the champion's time in 12 of 12 studies")
+
+
+def die_while_it_runs(house: House, version: int) -> None:
+    """A worker process that ends without a word while a version runs."""
+    program = (
+        "import os, sys; from pathlib import Path; from gateway.fuse import Fuse\n"
+        f"with Fuse(Path(sys.argv[1])).around({MODEL!r}, {version}): os._exit(1)"
+    )
+    path = str(house.data_dir / "worker-0.fuse")
+    assert subprocess.run([sys.executable, "-c", program, path], check=False).returncode == 1
+
+
+@pytest.mark.parametrize(("deaths", "runs"), [(1, True), (2, False)])
+def test_a_version_that_takes_workers_down_is_not_run_again(make_house: MakeHouse, deaths: int, runs: bool) -> None:
+    house = make_house()
+    house.version(1, CHAMPION)
+    house.version(2, CANARY)
+    house.move(2, CANARY, fraction=1.0)
+    for _ in range(deaths):
+        die_while_it_runs(house, 2)
+    house.start()
+    key = house.receive(photograph(100))
+    house.work()
+    assert ((2, "canary") in house.said(key)) is runs
+    assert house.state(key)[0] == "judged"
+    assert guard_of(house).look(datetime.now(UTC)) == (() if runs else ((MODEL, 2),))
+    if runs:
+        die_while_it_runs(house, 2)
+        assert Fuse(house.data_dir / "worker-0.fuse").why_broken(MODEL, 2) == "", "a run in between ended well"
 
 
 # --- circuit breaker ---
