@@ -196,17 +196,15 @@ def _print_models(rows: list[dict[str, Any]], store: Store | None, *, as_json: b
 
 
 def _print_open_requests(store: Store) -> None:
-    from gateway.models_view import models_view, registry_report
+    from gateway.models_view import models_view, monitor_report
 
     for model in models_view(store):
         for each in model["requests"]:
             signed = ", ".join(approval["by"] for approval in each["approvals"]) or "nobody yet"
             print(f"request {each['request_key']}: {each['model_name']}@{each['version']} to {each['to_state']}")
             print(f"    proposed by {each['proposed_by']}: {each['reason']}; approved by {signed}")
-    report = registry_report(store)
-    for notice in (*report["notices"], report["error"]):
-        if notice:
-            print(notice, file=sys.stderr)
+    for sentence in monitor_report(store).sentences:
+        print(sentence, file=sys.stderr)
 
 
 def traffic_words(traffic: dict[str, Any]) -> str:

@@ -38,6 +38,8 @@ from gateway.store.schema import model_record, model_version
 logger = logging.getLogger(__name__)
 
 HEAD_FILE = "model-record.head"
+WATCH_INTERVAL_S = 600.0
+SHOWN_PROBLEMS = 20
 _PURPOSE = b"gateway model record seal"
 _SEALED = (
     "record_id",
@@ -296,6 +298,37 @@ def keep_head(store: Store, key: RecordKey) -> None:
                 _write_head(key, Head(record_id=last.record_id, seal=last.seal))
     except (OSError, StoreError) as error:
         logger.error("%s could not be written: %s", HEAD_FILE, error)
+
+
+class RecordWatch:
+    """Looks at the whole record now and then, so that what was tampered with is seen although nobody asks."""
+
+    def __init__(self, store: Store, key: RecordKey) -> None:
+        self._store = store
+        self._key = key
+        self._problems: list[str] = []
+        self._due_at = 0.0
+
+    def look(self, now_s: float) -> None:
+        """Verify where it is due, by a clock that only goes on; what is wrong is logged when it changes.
+
+        Raises
+        ------
+        StoreError
+            The record cannot be read; it is tried again at the next look.
+        """
+        if now_s < self._due_at:
+            return
+        found = verify(self._store, self._key)
+        self._due_at = now_s + WATCH_INTERVAL_S
+        if found != self._problems:
+            for each in found:
+                logger.error("the model record is not as it was written: %s", each)
+        self._problems = found
+
+    def detail(self) -> dict[str, Any]:
+        """What the monitor reports: nothing where all is as it was written."""
+        return {"model_record": {"problems": self._problems[:SHOWN_PROBLEMS]}} if self._problems else {}
 
 
 def _read_head(key: RecordKey) -> Head | None:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Connection, select
 
-from gateway.errors import LifecycleError
 from gateway.lifecycle import TRANSITIONS, Action, Need, former_champion
 from gateway.model_record import RecordEntry, entries
 from gateway.store import Store
@@ -29,6 +29,27 @@ from models.errors import BundleError
 
 _LED_HERE = (Action.PROMOTE, Action.CANARY, Action.ROLL_BACK, Action.SET_UP)
 _ORDER = (*SERVING, VersionState.DRAFT, VersionState.RETIRED)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MonitorReport:
+    """What people have to know beside the versions themselves."""
+
+    registry_error: str
+    """Why the registry could not be followed; empty where it could."""
+    registry_notices: tuple[str, ...]
+    """Aliases that somebody moved in the registry itself."""
+    record_problems: tuple[str, ...]
+    """What is not as it was written in the record of model versions."""
+    canaries: Mapping[tuple[str, int], Mapping[str, Any]]
+    """Of each canary, ``figures``: what its guard has counted."""
+
+    @property
+    def sentences(self) -> tuple[str, ...]:
+        """All but the figures, for people."""
+        away = (f"the model registry cannot be followed: {self.registry_error}; what runs goes on",)
+        changed = (f"the record of model versions is not as it was written: {each}" for each in self.record_problems)
+        return (*changed, *(away if self.registry_error else ()), *self.registry_notices)
 
 
 def models_view(store: Store) -> list[dict[str, Any]]:
@@ -173,15 +194,13 @@ def card_view(known: KnownVersion) -> dict[str, Any] | None:
     return card.model_dump(mode="json")
 
 
-def registry_report(store: Store) -> Mapping[str, Any]:
-    """How it stands with the registry, as the monitor said last: ``error``, and ``notices`` about moved aliases."""
-    said = next((each["detail"].get("registry") for each in processes(store) if each["name"] == "monitor"), None)
-    return said if isinstance(said, dict) else {"error": "", "notices": []}
-
-
-def as_action(name: str) -> Action:
-    """The action of that name. Raises :class:`LifecycleError` where there is none."""
-    try:
-        return Action(name)
-    except ValueError:
-        raise LifecycleError(f"there is no action {name}") from None
+def monitor_report(store: Store) -> MonitorReport:
+    """What the monitor said last of registry, record and canaries."""
+    found: Mapping[str, Any] = next((row["detail"] for row in processes(store) if row["name"] == "monitor"), {})
+    registry, record = found.get("registry") or {}, found.get("model_record") or {}
+    return MonitorReport(
+        registry_error=str(registry.get("error", "")),
+        registry_notices=tuple(registry.get("notices", ())),
+        record_problems=tuple(record.get("problems", ())),
+        canaries={(each["model_name"], each["version"]): each for each in found.get("canaries") or ()},
+    )

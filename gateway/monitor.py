@@ -37,7 +37,7 @@ from drift.monitors import (
 from drift.reference import Reference, load_reference, whiten_reference
 from gateway.canary_guard import CanaryGuard
 from gateway.errors import StoreError
-from gateway.model_record import load_record_key
+from gateway.model_record import RecordWatch, load_record_key
 from gateway.performance_watch import PerformanceWatch
 from gateway.registry_follower import RegistryFollower
 from gateway.sequential import ChartWatch
@@ -88,12 +88,16 @@ def run(settings: Settings, data_dir: Path, stop: threading.Event) -> None:
         os.nice(NICENESS)
         watch: Watch | None = None
         charts = ChartWatch(settings, store, data_dir / "charts")
-        guard = CanaryGuard(store, settings, load_record_key(settings.deidentification, data_dir))
+        key = load_record_key(settings.deidentification, data_dir)
+        guard = CanaryGuard(store, settings, key)
+        record = RecordWatch(store, key)
         waited_s = settings.monitor.interval_s
         while not stop.is_set():
             try:
                 guard.look(datetime.now(UTC))
-                report(store, {"backend": choose_backend(settings), **registry.detail(), **guard.detail()})
+                record.look(time.monotonic())
+                detail = {**registry.detail(), **guard.detail(), **record.detail()}
+                report(store, {"backend": choose_backend(settings), **detail})
                 watch = watch or Watch(settings, store)
                 if waited_s >= settings.monitor.interval_s:
                     waited_s = 0.0

@@ -14,13 +14,12 @@ from starlette.exceptions import HTTPException
 
 from gateway.errors import LifecycleError
 from gateway.lifecycle import REQUESTED, TRANSITIONS, Action
-from gateway.models_view import models_view, registry_report, version_detail
+from gateway.models_view import models_view, monitor_report, version_detail
 from gateway.promotion import NUMBER_LIMITS, unmet_needs
 from gateway.roles import Permission
 from gateway.signatures import LONGEST_REASON
 from gateway.store import Store
 from gateway.store.models import VersionState, find_request
-from gateway.store.monitoring import processes
 from gateway.web.access import Caller, MayActOnModels, MaySee, require
 from gateway.web.model_steps import ModelSteps
 from gateway.web.render import render
@@ -69,8 +68,7 @@ def model_pages_router(store: Store, data_dir: Path, steps: ModelSteps, environm
 
     @router.get("/models")
     def listed(request: Request, caller: MaySee) -> HTMLResponse:
-        values: dict[str, Any] = {"models": models_view(store), "registry": registry_report(store)}
-        values["guard"] = guard_figures(store)
+        values: dict[str, Any] = {"models": models_view(store), "monitor": monitor_report(store)}
         return render(environment, request, "models.html", page="models", **values)
 
     @router.get("/models/{model_name}/{version}")
@@ -220,16 +218,10 @@ def version_values(store: Store, data_dir: Path, model_name: str, version: int, 
         "asks": asks,
         "unmet": unmet,
         "steps": steps,
-        "guard": guard_figures(store),
+        "monitor": monitor_report(store),
         "limit_words": LIMIT_WORDS,
         "demonstration": detail["demonstration"],
     }
-
-
-def guard_figures(store: Store) -> dict[tuple[str, int], Any]:
-    """What the guard of each canary has counted, as the monitor said last."""
-    said = next((each["detail"].get("canaries") for each in processes(store) if each["name"] == "monitor"), None)
-    return {(each["model_name"], each["version"]): each for each in said or ()}
 
 
 def number(what: str, text: str) -> float | None:

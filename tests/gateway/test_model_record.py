@@ -18,7 +18,17 @@ from sqlalchemy import Connection, delete, insert, select, text, update
 
 from gateway.errors import StoreError
 from gateway.lifecycle import Action
-from gateway.model_record import HEAD_FILE, append, entries, keep_head, record_key, recording, verify
+from gateway.model_record import (
+    HEAD_FILE,
+    WATCH_INTERVAL_S,
+    RecordWatch,
+    append,
+    entries,
+    keep_head,
+    record_key,
+    recording,
+    verify,
+)
 from gateway.store import Store
 from gateway.store.models import VersionState
 from gateway.store.schema import model_record, model_version
@@ -245,3 +255,19 @@ def test_a_folder_that_cannot_be_written_costs_no_step(
     rig.step(1, Action.REOPEN)
     assert rig.state(1) is VersionState.DRAFT
     assert "No space left" in caplog.text
+
+
+def test_the_monitor_looks_by_itself_and_says_it_once(rig: ModelRig, caplog: pytest.LogCaptureFixture) -> None:
+    watch = RecordWatch(rig.store, rig.key)
+    watch.look(0.0)
+    assert watch.detail() == {}
+    as_administrator(
+        rig.store,
+        lambda connection: connection.execute(delete(model_record).where(model_record.c.record_id == 4)),
+    )
+    watch.look(WATCH_INTERVAL_S - 1)
+    assert watch.detail() == {}, "not due yet"
+    for place in (1, 2):
+        watch.look(place * WATCH_INTERVAL_S)
+        assert watch.detail() == {"model_record": {"problems": ["entry 4 is missing"]}}
+    assert caplog.text.count("entry 4 is missing") == 1

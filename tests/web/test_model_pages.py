@@ -241,11 +241,13 @@ def test_the_registry_and_the_guard_are_shown(rig: ModelRig, person: Client) -> 
     detail = {
         "registry": {"error": "", "notices": ["the registry's alias champion of tiny is version 2"]},
         "canaries": [{"model_name": "tiny", "version": 2, "figures": [figure]}],
+        "model_record": {"problems": ["entry 5 is missing"]},
     }
     report_process(rig.store, name="monitor", pid=1, now=NOW, detail=detail)
     client = person("ada")
     page = client.get("/models").text
     assert "The registry&#39;s alias champion of tiny is version 2." in page
+    assert "The record of model versions is not as it was written: entry 5 is missing." in page
     for each in (page, client.get("/models/tiny/2").text):
         assert "2 of 31 studies" in each
 
