@@ -16,6 +16,8 @@ from gateway.comparison.versions import Pair
 from gateway.saved.cases import SLICE_NAMES
 from models.card import Finding
 
+SLICES = tuple(name for name in SLICE_NAMES if name != "modality")
+"""What figures are given by; the modality follows from the model."""
 TRUTHS = {1: "present", 0: "absent", UNKNOWN: "unknown"}
 
 
@@ -41,7 +43,7 @@ class _Columns:
     baseline: array[float] = field(default_factory=lambda: array("d"))
     truth: array[int] = field(default_factory=lambda: array("b"))
     groups: list[str] = field(default_factory=list)
-    slices: dict[str, list[str]] = field(default_factory=lambda: {name: [] for name in SLICE_NAMES})
+    slices: dict[str, list[str]] = field(default_factory=lambda: {name: [] for name in SLICES})
     top: dict[str, str] = field(default_factory=dict)
 
 

@@ -29,6 +29,7 @@ from gateway.store.monitoring import report_process
 from gateway.web.access import Access, Clock, check_every_route, describe_access, utc_now
 from gateway.web.account_pages import account_pages_router
 from gateway.web.api import api_router
+from gateway.web.comparison_pages import comparison_router
 from gateway.web.deadlines import protocol_with_deadlines
 from gateway.web.errors import add_error_handlers
 from gateway.web.events import Hub
@@ -146,6 +147,7 @@ def create_app(settings: Settings, data_dir: Path, store: Store, *, clock: Clock
     )
     app.include_router(model_api_router(store, steps))
     app.include_router(model_pages_router(store, data_dir, steps, environment))
+    app.include_router(comparison_router(store, data_dir, environment))
     app.include_router(vault_router(settings.vault, data_dir, store, environment))
     app.include_router(truth_router(settings.truth, store, environment))
     app.mount(STATIC, StaticFiles(directory=Path(__file__).parent / "static"))
