@@ -104,6 +104,7 @@ def test_one_key_each(site: Site, page: Page) -> None:
 
 def test_the_page_of_figures(site: Site, page: Page, tmp_path: Path) -> None:
     pytest.importorskip("nannyml", reason="NannyML is not installed (extra: estimate)")
+    log_in(page, "engineer")
     finding = {"name": "referable", "title": "Referable", "labels": ["there"], "operating_point": 0.4}
     finding["code"] = {"value": "1", "scheme": "99TEST", "meaning": "Test"}
     write_tiny_bundle(tmp_path / "bundle", name=MODEL, findings=[finding], acceptance=None)
@@ -118,7 +119,6 @@ def test_the_page_of_figures(site: Site, page: Page, tmp_path: Path) -> None:
     say(site.store, fill(site.store, labelled, shadow=3), values, at=NOON)
     fill(site.store, drawn_patients(2, 100, start + timedelta(days=30)))
     refresh(site.store, site.settings.truth, now=NOON)
-    log_in(page, "engineer")
     page.goto("/performance")
     expect(page.locator("#live")).to_have_text("live")
     table = page.locator(".measured table").first
