@@ -127,7 +127,9 @@ def _gap(spread: _Spread, hits: NDArray[np.bool_], values: NDArray[np.str_], ver
     large = ~spread.small
     within = np.isin(values, [value for value, small in zip(spread.values, spread.small, strict=True) if not small])
     difference, ratio = _figures(hits[within], values[within], drawn[:, large], spread.method, _ONE_GROUP)
-    of_all, ratio_of_all = _figures(hits, values, drawn, spread.method, _ONE_GROUP_AT_ALL)
+    of_all, ratio_of_all = difference, ratio
+    if not large.all():
+        of_all, ratio_of_all = _figures(hits, values, drawn, spread.method, _ONE_GROUP_AT_ALL)
     ranked = rates[large]
     names = [value for value, small in zip(spread.values, spread.small, strict=True) if not small]
     return Gap(
