@@ -25,7 +25,8 @@ from gateway.settings import Settings, load_settings
 from gateway.site_key import prepare_site_key
 from gateway.store import Store, open_store
 from gateway.store.models import VersionState, known_versions
-from models.card import CARD_FILE
+from models import bundled_folders
+from models.card import CARD_FILE, GOLDEN_FILE, load_bundle
 from models.dvc import dvc_hash
 from models.errors import RegistryError
 from models.registry import ModelRegistry, bundle_sha256
@@ -129,6 +130,32 @@ def test_a_new_threshold_under_an_old_version_is_refused(site: Site, tmp_path: P
     (bundle.folder / CARD_FILE).write_text(yaml.safe_dump(card))
     assert site.run(str(bundle.folder)) == 0
     assert [known.version for known in versions_of(site)] == [1, 2]
+
+
+def test_a_data_folder_with_the_bytes_of_before_keeps_them(site: Site, tmp_path: Path) -> None:
+    """Versions 1 and 2 of the shipped models were registered without golden inputs by earlier gateways."""
+    from gateway.registry_follower import register_bundled
+
+    shipped = next(folder for folder in bundled_folders() if folder.parts[-2:] == ("chest-triage", "1"))
+    before = tmp_path / "before"
+    shutil.copytree(shipped, before)
+    (before / GOLDEN_FILE).unlink()
+    card = yaml.safe_load((before / CARD_FILE).read_text())
+    card |= {"golden": None, "acceptance": None}
+    del card["files"][GOLDEN_FILE]
+    (before / CARD_FILE).write_text(yaml.safe_dump(card))
+    registry = site.registry()
+    registry.register(load_bundle(before))
+
+    register_bundled(registry)
+
+    found = {(each.model_name, each.card_version): each for each in registry.versions()}
+    assert len(found) == len(bundled_folders())
+    kept = registry.bundle(found["chest-triage", 1])
+    assert bundle_sha256(kept.folder) == bundle_sha256(before)
+    assert kept.model_sha256 == load_bundle(shipped).model_sha256
+    with pytest.raises(RegistryError, match="registered with other bytes"):
+        site.run(str(shipped))
 
 
 def test_what_fails_leaves_no_trace(site: Site, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
