@@ -1,10 +1,10 @@
 """Remembers which version a worker was running, so that one which takes the whole process down is not run again.
 
-A version that crashes ONNX Runtime, or eats all memory, leaves no error behind. Its name stands in a small file while it
-runs, if it is not the champion; a process that finds it there at its start knows what the one before died of. Once may
-be chance (somebody killed it, the power went); after two deaths in a row without a run that ended the version is taken
-to be broken. The champion is left out: there would be nothing to judge with, and a study that kills its worker is given
-up after some attempts.
+A version that crashes ONNX Runtime, or eats all memory, leaves no error behind. Its name stands in a small file while
+it runs, if it is not the champion; a process that finds it there at its start knows what the one before died of. Once
+may be chance (somebody killed it, the power went); after two deaths in a row without a run that ended the version is
+taken to be broken. The champion is left out: there would be nothing to judge with, and a study that kills its worker is
+given up after some attempts.
 """
 
 from __future__ import annotations
