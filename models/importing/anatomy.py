@@ -241,19 +241,17 @@ def _last_map(
 
 
 def _before_power(view: GraphView, name: str) -> str:
-    """Step before the power of a generalised mean, and before the clamp that keeps it off zero."""
-    stepped = False
+    """Step before the power of a generalised mean: it belongs to the pool.
+
+    The clamp before it stays, since ONNX Runtime merges a ReLU into it.
+    """
     while True:
         node = view.producer.get(name)
-        if node is None or len(node.input) < 1:
+        if node is None or node.op_type not in {"Pow", "Exp"} or not node.input:
             return name
-        rest_is_constant = all(not entry or view.is_constant(entry) for entry in node.input[1:])
-        if node.op_type in {"Pow", "Exp"} and rest_is_constant:
-            name, stepped = node.input[0], True
-        elif stepped and node.op_type in {"Clip", "Max"} and rest_is_constant:
-            return str(node.input[0])
-        else:
+        if not all(not entry or view.is_constant(entry) for entry in node.input[1:]):
             return name
+        name = str(node.input[0])
 
 
 def _refuse_deep_head(view: GraphView, name: str, head: list[onnx.NodeProto], shape: Shape) -> None:

@@ -218,20 +218,23 @@ class GradientBuilder:
         return merged
 
     def _finish(self, feature_map: str) -> None:
-        """Sum over positions, [K, N, c, h, w] to [N, K, c]."""
-        cotangent = self.total(feature_map)
-        _, rows, columns = self.shapes[feature_map]
-        if cotangent.spread >= {-1, -2}:
-            small = self.emit("Squeeze", cotangent.name, self.integers([-2, -1]))
-            if cotangent.factor is None:
-                summed = self.emit("Mul", small, self.number(float(rows * columns)))
-            else:
-                full = self.emit(
-                    "Add", cotangent.factor, self.emit("Mul", feature_map, self.number(0.0))
-                )  # a factor may be a constant
-                summed = self.emit("Mul", small, self.reduce("ReduceSum", full, [-2, -1], keep=False))
-        else:
-            summed = self.reduce("ReduceSum", self.whole(cotangent, feature_map), [-2, -1], keep=False)
+        """Sum over positions, [K, N, c, h, w] to [N, K, c], what each reader of the map gave by itself."""
+        sums = [self._summed(feature_map, part) for part in self._cotangents[feature_map]]
+        total = sums[0]
+        for each in sums[1:]:
+            total = self.emit("Add", total, each)
         self.nodes.append(
-            helper.make_node("Transpose", [summed], ["logit_gradients"], name="logit_gradients", perm=[1, 0, 2])
+            helper.make_node("Transpose", [total], ["logit_gradients"], name="logit_gradients", perm=[1, 0, 2])
         )
+
+    def _summed(self, feature_map: str, cotangent: Cotangent) -> str:
+        """[K, N, c]; where the gradient is even, only the factor is summed, which no label has a copy of."""
+        if not cotangent.spread >= {-1, -2}:
+            return self.reduce("ReduceSum", self.whole(cotangent, feature_map), [-2, -1], keep=False)
+        small = self.emit("Squeeze", cotangent.name, self.integers([-2, -1]))
+        _, rows, columns = self.shapes[feature_map]
+        if cotangent.factor is None:
+            return self.emit("Mul", small, self.number(float(rows * columns)))
+        # A factor may be a constant of fewer axes.
+        full = self.emit("Add", cotangent.factor, self.emit("Mul", feature_map, self.number(0.0)))
+        return self.emit("Mul", small, self.reduce("ReduceSum", full, [-2, -1], keep=False))
