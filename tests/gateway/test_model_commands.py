@@ -162,6 +162,23 @@ def test_a_signature_needs_the_password_and_never_takes_it_as_an_argument(
     assert "approve" not in rig.actions()
 
 
+def test_at_a_terminal_the_password_is_asked_for(
+    rig: ModelRig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    asked: list[str] = []
+    monkeypatch.setattr(sys, "stdin", Terminal())
+    monkeypatch.setattr("gateway.model_commands.getpass.getpass", lambda prompt: asked.append(prompt) or PASSWORD)
+    request = rig.propose(2, VersionState.CHAMPION, champion=1)
+    where = ["--data-dir", str(rig.data_dir)]
+    assert main(["models", "approve", request.request_key, "--as", "bob", "--reason", "x", *where]) == 0
+    assert asked == ["Password of bob, as signature: "]
+    assert "approved by bob" in capsys.readouterr().out
+
+
 def test_refuse_and_withdraw(rig: ModelRig, command: Command) -> None:
     champion = VersionState.CHAMPION
     first = rig.propose(2, champion, champion=1)
