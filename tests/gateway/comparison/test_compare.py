@@ -7,9 +7,10 @@ import hashlib
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
-from datetime import UTC, datetime
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +26,12 @@ from tiny_bundles import tiny_graph, write_tiny_bundle
 from gateway.cli import main
 from gateway.comparison.measure import measure
 from gateway.comparison.run import Job, make_pair
-from gateway.comparison.scores import SCORES_FILE
+from gateway.comparison.scores import SCORES_FILE, ScoreBook
+from gateway.comparison.versions import find_version
+from gateway.deidentify import Deidentifier
 from gateway.errors import ComparisonError
-from models.card import Bundle
 
-NOW = datetime(2026, 11, 24, 12, 0, tzinfo=UTC)
+KEY = hashlib.sha256(b"of the tests").digest()
 CASES = 40
 REPOSITORY = Path(__file__).resolve().parents[3]
 
@@ -94,14 +96,31 @@ def draw(images: Path, count: int) -> None:
         csv.writer(stream).writerows([("file", "value"), *rows])
 
 
-@pytest.fixture(autouse=True)
-def no_measuring(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(scope="module", autouse=True)
+def no_measuring() -> Iterator[None]:
     """Measuring takes seconds a version; its own test does it."""
     figures = {"model_bytes": 1, "providers": ["CPUExecutionProvider"], "threads": 1, "load_ms": 1.0}
     batches = [{"size": size, "runs": 1, "p50_ms": 1.0, "p95_ms": 1.0} for size in (1, 16)]
-    monkeypatch.setattr(
-        "gateway.comparison.run.measure", lambda *_, **__: figures | {"resident_mib": 1.0, "batches": batches}
-    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            "gateway.comparison.run.measure", lambda *_, **__: figures | {"resident_mib": 1.0, "batches": batches}
+        )
+        yield
+
+
+@pytest.fixture(scope="module")
+def made(place: Path) -> Path:
+    """Version 2 compared with version 1, without a break, under a known key."""
+    use_key(place / "made")
+    assert compare(place, "one", "two", out=place / "made") == 0
+    return place / "made"
+
+
+def use_key(out: Path) -> None:
+    """Pseudonyms of a comparison without a gateway follow from this key."""
+    path = out.with_name(f".{out.name}.key")
+    path.write_bytes(KEY)
+    path.chmod(0o600)
 
 
 def compare(place: Path, *versions: str, out: Path, truth: bool = True, more: tuple[str, ...] = ()) -> int:
@@ -121,10 +140,9 @@ def rows_of(out: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(stream))
 
 
-def test_figures_are_those_of_scikit_learn_on_the_written_cases(place: Path, tmp_path: Path) -> None:
-    assert compare(place, "one", "two", out=tmp_path / "out") == 0
-    overall = read(tmp_path / "out")["findings"]["there"]["evaluation"]["overall"]
-    rows = rows_of(tmp_path / "out")
+def test_figures_are_those_of_scikit_learn_on_the_written_cases(made: Path) -> None:
+    overall = read(made)["findings"]["there"]["evaluation"]["overall"]
+    rows = rows_of(made)
     assert len(rows) == CASES == overall["cases"]
     truth = np.array([row["there.truth"] == "present" for row in rows])
     assert 0 < truth.sum() < CASES
@@ -141,16 +159,21 @@ def test_figures_are_those_of_scikit_learn_on_the_written_cases(place: Path, tmp
     assert overall["paired"]["figures"]["kappa"]["value"] == pytest.approx(kappa)
     changed = {row["case_key"] for row, a, b in zip(rows, *decisions.values(), strict=True) if a != b}
     assert changed
-    assert {
-        each["case_key"] for each in read(tmp_path / "out")["findings"]["there"]["evaluation"]["changed"]
-    } == changed
+    assert {each["case_key"] for each in read(made)["findings"]["there"]["evaluation"]["changed"]} == changed
 
 
-def test_truth_goes_to_the_image_whose_file_it_names(place: Path, tmp_path: Path) -> None:
+def test_truth_goes_to_the_image_whose_file_it_names(place: Path, made: Path) -> None:
     with (place / "truth.csv").open(encoding="utf-8", newline="") as stream:
         said = [row["value"] for row in csv.DictReader(stream)]
-    compare(place, "one", out=tmp_path / "out")
-    assert [row["there.truth"] for row in rows_of(tmp_path / "out")] == said
+    assert [row["there.truth"] for row in rows_of(made)] == said
+
+
+def test_one_version_is_held_against_the_truth_alone(place: Path, made: Path, tmp_path: Path) -> None:
+    assert compare(place, "two", out=tmp_path / "out") == 0
+    alone, paired = (read(out)["findings"]["there"]["evaluation"]["overall"] for out in (tmp_path / "out", made))
+    assert (alone["baseline"], alone["paired"]) == (None, None)
+    assert alone["candidate"]["figures"]["auc_roc"] == paired["candidate"]["figures"]["auc_roc"]
+    assert "against the truth" in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
 
 
 def test_a_worse_version_is_stopped_by_its_criteria(
@@ -177,10 +200,9 @@ def test_without_criteria_or_truth_nothing_is_judged(
     assert report["findings"]["there"]["evaluation"]["overall"]["paired"]["figures"]["agreement"]["value"] is not None
 
 
-def test_the_page_needs_no_network_and_names_what_was_compared(place: Path, tmp_path: Path) -> None:
-    compare(place, "one", "two", out=tmp_path / "out")
-    page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
-    report = read(tmp_path / "out")
+def test_the_page_needs_no_network_and_names_what_was_compared(made: Path) -> None:
+    page = (made / "report.html").read_text(encoding="utf-8")
+    report = read(made)
     for foreign in ("http:", "https:", "<script", "url(", "@import", "<link", " style="):
         assert foreign not in page
     assert report["candidate"]["bundle_sha256"] in page
@@ -295,13 +317,9 @@ def killed(place: Path, out: Path, after: int) -> Path:
 
 @pytest.mark.parametrize("damage", ["none", "row", "file"])
 def test_killed_and_started_again_it_writes_the_same_bytes(
-    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str
+    place: Path, made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str
 ) -> None:
-    import sqlite3
-
     scored: list[int] = []
-    from gateway.comparison.scores import ScoreBook
-
     written = ScoreBook.write
 
     def write_counted(book: ScoreBook, number: int, *rest: Any) -> None:
@@ -310,8 +328,8 @@ def test_killed_and_started_again_it_writes_the_same_bytes(
 
     monkeypatch.setattr(ScoreBook, "write", write_counted)
     out = tmp_path / "out"
+    use_key(out)
     work = killed(place, out, after=1)
-    (tmp_path / "key").write_bytes((tmp_path / ".out.key").read_bytes())
     if damage == "row":
         connection = sqlite3.connect(work / SCORES_FILE)
         connection.execute("UPDATE score SET content = replace(content, '0.', '0.9') WHERE place = 3")
@@ -323,24 +341,16 @@ def test_killed_and_started_again_it_writes_the_same_bytes(
     assert compare(place, "one", "two", out=out) == 0
     assert scored == {"none": [2], "row": [0, 2], "file": [0, 1, 2]}[damage]
     assert not work.exists()
-    whole = tmp_path / "whole"
-    (tmp_path / ".whole.key").write_bytes((tmp_path / "key").read_bytes())
-    (tmp_path / ".whole.key").chmod(0o600)
-    assert compare(place, "one", "two", out=whole) == 0
     for name in ("report.json", "cases.csv"):
-        assert (out / name).read_bytes() == (whole / name).read_bytes()
+        assert (out / name).read_bytes() == (made / name).read_bytes()
 
 
 def test_two_at_once_do_not_disturb_each_other(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from gateway.comparison.scores import ScoreBook
-    from gateway.deidentify import Deidentifier
-
-    key = hashlib.sha256(b"any").digest()
     job = Job(
         pair=make_pair(str(place / "one"), str(place / "two"), None),
         source=place / "images",
-        deidentifier=Deidentifier(key),
-        site_key=key,
+        deidentifier=Deidentifier(KEY),
+        site_key=KEY,
         site=None,
         out=tmp_path / "out",
     )
@@ -353,18 +363,9 @@ def test_two_at_once_do_not_disturb_each_other(place: Path, tmp_path: Path, caps
 
 
 def test_a_version_is_measured_in_a_process_of_its_own(place: Path) -> None:
-    from gateway.comparison.versions import find_version
-
     version = find_version(str(place / "one"), None)
     found = measure(version, batch=4, threads=1, providers=None)
     assert [each["size"] for each in found["batches"]] == [1, 4]
     assert all(0 < each["p50_ms"] <= each["p95_ms"] for each in found["batches"])
     assert found["model_bytes"] == version.bundle.model_path.stat().st_size
     assert 0 < found["resident_mib"] < 500
-
-
-def test_bundles_are_whole(place: Path) -> None:
-    """The test's own bundles say what the tests believe of them."""
-    pair = make_pair(str(place / "one"), str(place / "two"), None)
-    assert isinstance(pair.candidate.bundle, Bundle)
-    assert [finding.name for finding in pair.findings] == ["there"]
