@@ -314,10 +314,10 @@ def _champions(connection: Connection, model_name: str) -> list[int]:
     )
     standing: list[int] = []
     for action, version in connection.execute(statement):
-        if action == Action.ROLL_BACK:
-            standing.pop()
-        else:
+        if action != Action.ROLL_BACK:
             standing.append(version)
+        elif standing:
+            standing.pop()
     return standing
 
 
