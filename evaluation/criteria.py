@@ -71,7 +71,8 @@ def overall_verdict(verdicts: Sequence[CriterionVerdict]) -> Verdict:
 def _judge(criterion: Criterion, evaluation: Evaluation | None, least_cases: int) -> CriterionVerdict:
     if evaluation is None:
         return _not_judged(criterion, f"Not judged: no evaluation of the finding {criterion.finding}.")
-    candidates = _gaps(criterion, evaluation) if criterion.metric in GAPS else _figures(criterion, evaluation)
+    in_gaps = criterion.metric in GAPS
+    candidates = _gaps(criterion, evaluation, least_cases) if in_gaps else _figures(criterion, evaluation)
     if not candidates:
         where = criterion.slice.removeprefix(_EACH) or "all cases"
         return _not_judged(criterion, f"Not judged: no case lies in the slice {where}.")
@@ -137,7 +138,7 @@ def _observed(criterion: Criterion, judged: SliceEvaluation) -> _Observed:
     return _of_figure(judged.name, figure, criterion.statistic)
 
 
-def _gaps(criterion: Criterion, evaluation: Evaluation) -> list[_Observed]:
+def _gaps(criterion: Criterion, evaluation: Evaluation, least_cases: int) -> list[_Observed]:
     """Give the gaps of one key (``each:sex``), or of every key; small groups have no part in them."""
     wanted = criterion.slice
     if wanted and not wanted.startswith(_EACH):
@@ -150,7 +151,12 @@ def _gaps(criterion: Criterion, evaluation: Evaluation) -> list[_Observed]:
             continue
         figure = gap.change if criterion.statistic.startswith("difference") else gap.candidate.difference
         where = f"by {gap.key}"
-        if figure is None:
+        fewest = min((one.n for one in gap.candidate.groups if not one.small), default=least_cases)
+        if fewest < least_cases:
+            # The evaluation called fewer groups small than the card does.
+            why_not = f"a group of {fewest} cases takes part, where the card asks for {least_cases}"
+            found.append(_Observed(where=where, value=None, n=gap.candidate.difference.n, why_not=why_not))
+        elif figure is None:
             why_not = "there is no baseline"
             found.append(_Observed(where=where, value=None, n=gap.candidate.difference.n, why_not=why_not))
         else:

@@ -125,6 +125,14 @@ def test_too_few_cases_are_not_judged_however_good() -> None:
     assert "all cases (100)" in verdict.reason
 
 
+def test_a_gap_between_groups_that_the_card_calls_small_decides_nothing() -> None:
+    verdict = _judge(least_cases=60, metric="selection_rate_gap", maximum=1.0)
+    assert verdict.passed is True
+    verdict = _judge(least_cases=60, metric="sensitivity_gap", maximum=1.0)
+    assert verdict.passed is None
+    assert "a group of 48 cases takes part, where the card asks for 60" in verdict.reason
+
+
 def test_a_figure_without_an_interval_does_not_pass_by_its_value() -> None:
     equal = _evaluation(scores=np.full(200, 0.6))
     verdict = _judge(equal, metric="auc_roc", statistic="low", minimum=0.0)
