@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from running import free_port
 
 from models.card import Bundle
 from models.errors import RegistryError
-from models.registry import ModelRegistry
+from models.registry import ModelRegistry, bundle_sha256
 from models.tracking import COMPARISONS, TRAINING, log_comparison, log_run
 
 
@@ -91,3 +101,69 @@ def test_an_unusable_address_is_said_without_what_it_holds(tmp_path: Path) -> No
             artifacts=tmp_path,
         )
     assert "secret" not in str(refused.value)
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[str]:
+    """MLflow's own server, on an embedded database that registry and runs have been written to; its URL."""
+    uri, root = location(tmp_path)
+    ModelRegistry(uri, root)  # makes the database
+    port = free_port()
+    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri, "--host", "127.0.0.1"]
+    command += ["--port", str(port), "--workers", "1", "--artifacts-destination", str(tmp_path / "served")]
+    environment = os.environ | {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true"}
+    with (tmp_path / "server.txt").open("w") as output:
+        process = subprocess.Popen(command, stdout=output, stderr=output, env=environment, start_new_session=True)
+    try:
+        deadline = time.monotonic() + 120
+        while True:
+            try:
+                with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5) as answer:
+                    assert answer.status == 200
+                break
+            except OSError:
+                assert process.poll() is None, (tmp_path / "server.txt").read_text()
+                assert time.monotonic() < deadline
+                time.sleep(0.2)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)
+        process.wait(timeout=30)
+
+
+@pytest.mark.slow
+def test_mlflow_s_own_server_shows_it_all_and_takes_it_all(
+    tmp_path: Path, make_bundle: Callable[..., Bundle], server: str
+) -> None:
+    """What was written to the embedded database is shown; what is sent to the URL is kept, bundles byte for byte."""
+    uri, root = location(tmp_path)
+    report = tmp_path / "report"
+    report.mkdir()
+    (report / "report.html").write_text("<p>Report</p>")
+    ModelRegistry(uri, root).register(make_bundle(version=1))
+    for place in ((uri, root), (server, tmp_path / "copies")):
+        log_comparison(
+            *place, name="compared", params={"seed": 1}, metrics={"auc": 0.5}, tags={"verdict": "met"}, artifacts=report
+        )
+    registry = ModelRegistry(server, tmp_path / "copies")
+    sent = make_bundle(version=2)
+    registry.register(sent)
+    registry.set_alias("tiny", "champion", 2)
+    resolved = registry.resolve("tiny", "champion")
+    assert bundle_sha256(resolved.folder) == bundle_sha256(sent.folder)
+    assert [each.card_version for each in registry.versions("tiny")] == [1, 2]
+
+    def ask(path: str, **body: object) -> dict[str, Any]:
+        request = urllib.request.Request(
+            f"{server}/api/2.0/mlflow/{path}", json.dumps(body).encode(), {"Content-Type": "application/json"}
+        )
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            return dict(json.load(answer))
+
+    ids = {each["name"]: each["experiment_id"] for each in ask("experiments/search", max_results=10)["experiments"]}
+    runs = ask("runs/search", experiment_ids=[ids[COMPARISONS]])["runs"]
+    assert [run["data"]["metrics"][0]["value"] for run in runs] == [0.5, 0.5]
+    (bundle_run, _) = ask("runs/search", experiment_ids=[ids["bundles"]])["runs"]
+    params = {each["key"]: each["value"] for each in bundle_run["data"]["params"]}
+    assert params["training_data.0.dvc_hash"] == "md5:" + "0" * 32 + ".dir"
+    assert params["acceptance.auc"] == "auc_roc (low) of there: at least 0.6"
