@@ -3,14 +3,17 @@
 Looked at after every study, a fixed interval would sooner or later exclude any limit by chance. So each fraction has a
 confidence *sequence*: a lower bound that holds at all sample sizes at once. For a limit :math:`p_0` and `s` of `n`,
 
-.. math:: e_n(p_0) = \\int_{p_0}^1 \\frac{q^s (1 - q)^{n - s}}{p_0^s (1 - p_0)^{n - s}} \\frac{dq}{1 - p_0}
+.. math:: e_n(p_0) = \\int_{p_0}^1 \\frac{q^s (1 - q)^{n - s}}{p_0^s (1 - p_0)^{n - s}} \\,
+          \\frac{b (1 - q)^{b - 1}}{(1 - p_0)^b} \\, dq, \\qquad b = \\max(1, 1 / 2 p_0)
 
 is, where the true fraction is at most :math:`p_0`, a non-negative supermartingale that begins at 1: given the past,
 each study multiplies a term by :math:`p q / p_0 + (1 - p)(1 - q) / (1 - p_0)`, which is at most 1 for
 :math:`p \\le p_0 < q`. By Ville's inequality it ever reaches :math:`1 / \\alpha` with a probability of at most
 :math:`\\alpha`. The lower bound is the least :math:`p_0` whose :math:`e_n` is below that; a canary ends when it lies
-above the limit. Three fractions are watched, each with a third of ``false_end_probability``. Studies count as
-independent; failures that come in clusters make an end likelier than that, which is the side to err on.
+above the limit. The weights, a Beta(1, b) above :math:`p_0`, look most at fractions of two to three times the limit:
+any weights keep the promise, these find what is worth finding sooner than even ones. Three fractions are watched, each
+with a third of ``false_end_probability``. Studies count as independent; failures that come in clusters make an end
+likelier than that, which is the side to err on.
 
 References
 ----------
@@ -109,9 +112,11 @@ def log_evidence(count: int, trials: int, limit: float) -> float:
 
     if limit <= 0.0:
         return math.inf
-    above = float(betaln(count + 1, trials - count + 1)) + float(beta.logsf(limit, count + 1, trials - count + 1))
-    at_limit = count * math.log(limit) + (trials - count) * math.log1p(-limit)
-    return above - at_limit - math.log1p(-limit)
+    weight = max(1.0, 1.0 / (2.0 * limit))
+    left = trials - count
+    above = float(betaln(count + 1, left + weight)) + float(beta.logsf(limit, count + 1, left + weight))
+    at_limit = count * math.log(limit) + left * math.log1p(-limit)
+    return above - at_limit + math.log(weight) - weight * math.log1p(-limit)
 
 
 def figure(name: str, count: int, studies: int, *, limit: float, alpha: float) -> Figure:
