@@ -47,8 +47,8 @@ from models.session import ModelSession
 logger = logging.getLogger(__name__)
 
 SCORE_TOLERANCE = 1e-4
-"""Largest difference of a score that counts as the same. On one provider and version of ONNX Runtime, other batch sizes
-and numbers of threads stay below 1e-5; what is above this has another cause, which is then named."""
+"""Largest difference of a score that counts as the same. On CPUs the shipped models give the same bits whatever the
+batch and the number of threads; the room is for other processors and providers, whose kernels add in another order."""
 ORIGINAL = "the received image"
 SAVED = "the saved copy"
 _PIECE_BYTES = 1 << 20

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 OpenSite = Callable[[argparse.Namespace], "tuple[Settings, Path, Store]"]
 Run = Callable[[argparse.Namespace, "Settings", Path, "Store"], None]
 _EPILOG = """QUERY is one argument, as 'model=retinopathy@2 device=KOWA* finding=referable_dr:present'. Its fields:
-model, version, state, now, device, finding, score, quality, laterality, rule, modality, age_group, sex, site, person, key,
-from, to; docs/saved-studies.md says what each takes."""
+model, version, state, now, device, finding, score, quality, laterality, rule, modality, age_group, sex, site, person,
+key, from, to; docs/saved-studies.md says what each takes."""
 _REMOVED_A_STEP = 200
 
 
@@ -144,9 +144,8 @@ def _export(options: argparse.Namespace, settings: Settings, data_dir: Path, sto
     from tqdm import tqdm
 
     from gateway import __version__
-    from gateway.saved.cases import is_export
     from gateway.saved.dvc_export import find_dvc, find_repository, track
-    from gateway.saved.export import export_saved
+    from gateway.saved.export import export_saved, is_export_of
     from gateway.saved.query import parse_query
     from gateway.store.audit import record
 
@@ -156,7 +155,7 @@ def _export(options: argparse.Namespace, settings: Settings, data_dir: Path, sto
         find_repository(out)
     report: dict[str, Any] = {"folder": str(out)}
     now = datetime.now(UTC)
-    if not (command is not None and is_export(out)):  # else an earlier command came as far as this
+    if not (command is not None and is_export_of(out, query)):  # else an earlier command came as far as this
         with tqdm(unit="study", disable=options.json or not sys.stderr.isatty()) as bar:
 
             def count(_: SavedStudyRow) -> None:

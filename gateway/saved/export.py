@@ -99,7 +99,7 @@ def export_saved(
             shutil.rmtree(partial)
             raise SavedError(f"no saved study fits {query.text!r}")
         _drop_others(partial, counts.files)
-        (partial / README_FILE).write_text(_readme(query, saved_before, counts, gateway_version), encoding="utf-8")
+        (partial / README_FILE).write_text(_readme(query, counts, gateway_version), encoding="utf-8")
         (partial / _STATE_FILE).unlink()
         for name in (MANIFEST_FILE, PREDICTIONS_FILE, README_FILE):
             _fsync(partial / name)
@@ -242,14 +242,27 @@ def _drop_others(partial: Path, files: int) -> None:
             folder.rmdir()
 
 
-def _readme(query: Query, saved_before: datetime, counts: _Counts, gateway_version: str) -> str:
+def _query_line(query: Query) -> str:
+    return f"* Query: `{query.text or '(all)'}`"
+
+
+def is_export_of(folder: Path, query: Query) -> bool:
+    """Whether a folder is a finished export of that very query."""
+    try:
+        return _query_line(query) in (folder / README_FILE).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError):
+        return False
+
+
+def _readme(query: Query, counts: _Counts, gateway_version: str) -> str:
+    # Without the time: the same studies give the same files, and so the same hash of DVC.
     manifest, predictions = (", ".join(f"`{name}`" for name in each) for each in (MANIFEST_COLUMNS, PREDICTION_COLUMNS))
     return f"""# Saved studies
 
 Exported by a DICOM AI gateway, version {gateway_version}.
 
-* Query: `{query.text or "(all)"}`
-* Saved until {saved_before:%Y-%m-%d %H:%M} UTC; {counts.studies} studies, {counts.cases} frames, {counts.files} files.
+{_query_line(query)}
+* {counts.studies} studies, {counts.cases} frames, {counts.files} files.
 
 | file | content |
 |---|---|

@@ -216,6 +216,13 @@ def test_dvc_tracks_an_export_and_its_hash_is_what_a_card_takes(
     assert [case.open().PatientIdentityRemoved for case in iterate(out)] == ["YES"] * 3, "out of DVC's cache"
     assert cli.main([*arguments, "--dvc-command", str(dvc)]) == 0, "again: it is there, and tracked"
     assert f"dvc_hash: {report['dvc_hash']}" in capsys.readouterr().out
+    arguments[2] = "laterality=L"
+    assert cli.main([*arguments, "--dvc-command", str(dvc)]) == 1, "what is there is of another query"
+    assert "is there already" in capsys.readouterr().err
+    export(shelf, tmp_path, "laterality=R", tmp_path / "again")
+    assert dvc_hash(tmp_path / "again") != report["dvc_hash"], "the version of the gateway is another"
+    export(shelf, tmp_path, "laterality=R", tmp_path / "once more")
+    assert dvc_hash(tmp_path / "again") == dvc_hash(tmp_path / "once more")
 
 
 def test_what_dvc_needs_is_asked_for_before_anything_is_written(
