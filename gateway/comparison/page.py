@@ -120,7 +120,8 @@ def interval_text(figure: Mapping[str, Any] | None) -> str:
 
 
 def _minus(text: str) -> str:
-    return text.replace("-", "−")
+    """With real minus signs, and none before a zero."""
+    return text.replace("-0.000", "0.000").replace("-", "−")
 
 
 def signed_text(figure: Mapping[str, Any] | None) -> str:

@@ -6,8 +6,9 @@ word belongs to a case key.
 
 from __future__ import annotations
 
+from array import array
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path, PurePosixPath
@@ -56,10 +57,13 @@ class TruthBook:
     other_words: int = 0
     """About findings or models that are not compared."""
     _places: dict[tuple[str, str], list[int]] = field(default_factory=dict)
-    _said: dict[tuple[Kind, str, str], set[int]] = field(default_factory=lambda: defaultdict(set))
-    _files: dict[int, str] = field(default_factory=dict)
+    _said: dict[tuple[Kind, str], dict[str, tuple[int, ...]]] = field(default_factory=lambda: defaultdict(dict))
+    """Kind and finding -> unit -> places of its words. Small, since there may be one a study."""
+    _files: array[int] = field(default_factory=lambda: array("q"))
+    """Of each word a hash of the file that it was taken for; 0: none yet."""
 
     def __post_init__(self) -> None:
+        self._files = array("q", [0]) * len(self.words)
         for place, word in enumerate(self.words):
             for key in word.keys.items():
                 self._places.setdefault(key, []).append(place)
@@ -82,26 +86,35 @@ class TruthBook:
             if word.laterality and side in ("R", "L") and side != word.laterality:
                 continue
             if word.kind == "image" and TruthKey.FILE in word.keys:
-                file = case.identifiers.get("file", "")
-                if self._files.setdefault(place, file) != file:
-                    where = f"{self.name}, line {word.line}"
-                    raise TruthError(f"{where}: the file name fits several files; expected the path in the folder")
-            self._said[word.kind, unit_key(word.kind, case, word.laterality), word.finding_name].add(place)
+                self._take_file(place, word, case.identifiers.get("file", ""))
+            of_kind = self._said[word.kind, word.finding_name]
+            unit = unit_key(word.kind, case, word.laterality)
+            if place not in of_kind.get(unit, ()):
+                of_kind[unit] = (*of_kind.get(unit, ()), place)
+
+    def _take_file(self, place: int, word: TruthWord, file: str) -> None:
+        found = hash(file) or 1
+        if self._files[place] not in (0, found):
+            where = f"{self.name}, line {word.line}"
+            raise TruthError(f"{where}: the file name fits several files; expected the path in the folder")
+        self._files[place] = found
 
     @property
     def matched(self) -> int:
         """Words that are about a case."""
-        return len(set().union(*self._said.values())) if self._said else 0
+        return len({place for units in self._said.values() for places in units.values() for place in places})
 
     @property
     def kind(self) -> Kind:
         """What most of the matched words are about: the unit that is compared. ``image`` where there are none."""
-        counts = Counter(kind for (kind, _, _), places in self._said.items() for _ in places)
+        counts: Counter[Kind] = Counter()
+        for (kind, _), units in self._said.items():
+            counts[kind] += sum(map(len, units.values()))
         return max(KINDS, key=lambda kind: (counts[kind], -KINDS.index(kind)))
 
     def truth(self, kind: Kind, key: str, finding_name: str) -> tuple[int, str]:
         """1, 0, or -1 with the reason why the truth of a unit is unknown."""
-        places = self._said.get((kind, key, finding_name), ())
+        places = self._said.get((kind, finding_name), {}).get(key, ())
         if not places:
             return UNKNOWN, "nobody has read it"
         latest: dict[str, TruthWord] = {}
@@ -201,14 +214,6 @@ def stored_truth(store: Store, pair: Pair) -> TruthBook | None:
         for each in kept
     )
     return TruthBook(name="words that this gateway has taken in", sha256="", words=found)
-
-
-def met(cases: Iterable[Case], book: TruthBook | None) -> Iterator[Case]:
-    """The cases as they come, each met by the words."""
-    for case in cases:
-        if book is not None:
-            book.meet(case)
-        yield case
 
 
 def known_readers(books: Sequence[TruthWord]) -> int:
