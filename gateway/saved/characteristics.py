@@ -5,7 +5,7 @@ objects, as coarse as slices of a comparison need them: ages in decades, 90 and 
 
 References
 ----------
-PS3.15 Annex E.3.5 (Retain Patient Characteristics Option); HIPAA Privacy Rule, 45 CFR 164.514(b)(2)(i)(C): ages over
+PS3.15 Annex E.3.7 (Retain Patient Characteristics Option); HIPAA Privacy Rule, 45 CFR 164.514(b)(2)(i)(C): ages over
 89 are one category.
 """
 
