@@ -201,3 +201,31 @@ def with_external_kernel() -> onnx.ModelProto:
     entry = kernel.external_data.add()
     entry.key, entry.value = "location", "../../elsewhere.bin"
     return model
+
+
+def with_gradients(*, factor: float = 1.0, labels: int = LABELS) -> onnx.ModelProto:
+    """A graph that gives its gradient as an output, as one whose head is not linear does."""
+    model = with_renamed_initializer("head.weight", "w")
+    for entry in model.graph.initializer:
+        entry.name = "b" if entry.name == "head.bias" else entry.name
+    for node in model.graph.node:
+        node.input[:] = ["b" if name == "head.bias" else name for name in node.input]
+    constants = {"zero": np.float32(0), "factor": np.float32(factor), "axes": np.array([2], dtype=np.int64)}
+    model.graph.initializer.extend(
+        numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()
+    )
+    starts = {"start": 0, "end": labels, "axis": 1}
+    model.graph.initializer.extend(
+        numpy_helper.from_array(np.array([value], dtype=np.int64), name) for name, value in starts.items()
+    )
+    model.graph.node.extend(
+        [
+            helper.make_node("Unsqueeze", ["logits", "axes"], ["column"]),
+            helper.make_node("Mul", ["column", "zero"], ["nothing"]),
+            helper.make_node("Mul", ["weight", "factor"], ["scaled"]),
+            helper.make_node("Add", ["nothing", "scaled"], ["all_gradients"]),
+            helper.make_node("Slice", ["all_gradients", "start", "end", "axis"], ["logit_gradients"]),
+        ]
+    )
+    model.graph.output.append(helper.make_tensor_value_info("logit_gradients", TensorProto.FLOAT, ["N", labels, WIDTH]))
+    return model
