@@ -14,6 +14,13 @@ from evaluation.fairness import METRICS as GAPS
 from evaluation.figures import Evaluation, Figure, SliceEvaluation, as_json
 from models.card import Acceptance, Criterion
 
+LEAST_OF_A_VALUE = 10
+"""Cases of its own (of a sensitivity: positive ones) below which a figure decides nothing without its interval: with
+fewer, the interval of a proportion spans 0.3 and more, and a bound of it says so where the value does not."""
+
+ROUNDING = 1e-12
+"""How far outside a bound is still on it: 0.7 - 0.8 is below -0.1 by the last bit alone."""
+
 Verdict = Literal["met", "not met", "not judged"]
 _EACH = "each:"
 
@@ -43,7 +50,10 @@ class _Observed:
 
     where: str
     value: float | None
+    cases: int
+    """Of the slice, with truth where the figure needs it."""
     n: int
+    """Of them, those that the figure rests on."""
     why_not: str
 
 
@@ -74,15 +84,16 @@ def _judge(criterion: Criterion, evaluation: Evaluation | None, least_cases: int
     in_gaps = criterion.metric in GAPS
     candidates = _gaps(criterion, evaluation, least_cases) if in_gaps else _figures(criterion, evaluation)
     if not candidates:
-        where = criterion.slice.removeprefix(_EACH) or "all cases"
-        return _not_judged(criterion, f"Not judged: no case lies in the slice {where}.")
-    enough = [one for one in candidates if one.n >= least_cases]
-    few = [one for one in candidates if one.n < least_cases]
+        where = criterion.slice.removeprefix(_EACH)
+        lacking = f"no case lies in the slice {where}" if where else "there is no slice key to find a gap in"
+        return _not_judged(criterion, f"Not judged: {lacking}.")
+    enough = [one for one in candidates if one.cases >= least_cases]
+    few = [one for one in candidates if one.cases < least_cases]
     left_out = _left_out(few, least_cases)
     if not enough:
         return _not_judged(criterion, f"Not judged: {left_out}.")
     judged = [one for one in enough if one.value is not None]
-    failed = [one for one in judged if _shortfall(criterion, one) > 0]
+    failed = [one for one in judged if _shortfall(criterion, one) > ROUNDING]
     without = [one for one in enough if one.value is None]
     bounds = _bounds(criterion)
     aside = f"; {left_out}" if few else ""
@@ -120,22 +131,24 @@ def _figures(criterion: Criterion, evaluation: Evaluation) -> list[_Observed]:
 
 
 def _observed(criterion: Criterion, judged: SliceEvaluation) -> _Observed:
-    figure: Figure | None
-    paired = judged.paired
-    if criterion.statistic.startswith("difference"):
-        if paired is None:
-            return _Observed(where=judged.name, value=None, n=judged.cases, why_not="there is no baseline")
-        figure = paired.differences.get(criterion.metric)
-    else:
-        figure = judged.candidate.figures.get(criterion.metric)
-        if figure is None and criterion.metric in ("agreement", "kappa"):
-            if paired is None:
-                return _Observed(where=judged.name, value=None, n=judged.cases, why_not="there is no baseline")
-            figure = paired.figures[criterion.metric]
+    metric, statistic, paired = criterion.metric, criterion.statistic, judged.paired
+    cases = judged.cases if metric in _WITHOUT_TRUTH else judged.with_truth
+    needs_baseline = statistic.startswith("difference") or metric in _OF_TWO
+    if needs_baseline and paired is None:
+        return _Observed(where=judged.name, value=None, cases=judged.cases, n=0, why_not=_NO_BASELINE)
+    figures = judged.candidate.figures
+    if paired is not None and needs_baseline:
+        figures = paired.differences if statistic.startswith("difference") else paired.figures
+    figure = figures.get(metric)
     if figure is None:
-        why_not = f"no figure {criterion.metric} with statistic {criterion.statistic} is known"
-        return _Observed(where=judged.name, value=None, n=judged.cases, why_not=why_not)
-    return _of_figure(judged.name, figure, criterion.statistic)
+        why_not = f"no figure {metric} with statistic {statistic} is known"
+        return _Observed(where=judged.name, value=None, cases=judged.cases, n=0, why_not=why_not)
+    return _of_figure(judged.name, figure, statistic, cases)
+
+
+_OF_TWO = ("agreement", "kappa")
+_WITHOUT_TRUTH = (*_OF_TWO, "selection_rate")
+_NO_BASELINE = "there is no baseline"
 
 
 def _gaps(criterion: Criterion, evaluation: Evaluation, least_cases: int) -> list[_Observed]:
@@ -143,7 +156,7 @@ def _gaps(criterion: Criterion, evaluation: Evaluation, least_cases: int) -> lis
     wanted = criterion.slice
     if wanted and not wanted.startswith(_EACH):
         why_not = "a gap lies between slices, so that the criterion's slice has to be empty or each:KEY"
-        return [_Observed(where=wanted, value=None, n=evaluation.overall.cases, why_not=why_not)]
+        return [_Observed(where=wanted, value=None, cases=evaluation.overall.cases, n=0, why_not=why_not)]
     key = wanted.removeprefix(_EACH)
     found = []
     for gap in evaluation.fairness:
@@ -151,24 +164,26 @@ def _gaps(criterion: Criterion, evaluation: Evaluation, least_cases: int) -> lis
             continue
         figure = gap.change if criterion.statistic.startswith("difference") else gap.candidate.difference
         where = f"by {gap.key}"
+        cases = gap.candidate.difference.n
         fewest = min((one.n for one in gap.candidate.groups if not one.small), default=least_cases)
         if fewest < least_cases:
             # The evaluation called fewer groups small than the card does.
             why_not = f"a group of {fewest} cases takes part, where the card asks for {least_cases}"
-            found.append(_Observed(where=where, value=None, n=gap.candidate.difference.n, why_not=why_not))
+            found.append(_Observed(where=where, value=None, cases=cases, n=cases, why_not=why_not))
         elif figure is None:
-            why_not = "there is no baseline"
-            found.append(_Observed(where=where, value=None, n=gap.candidate.difference.n, why_not=why_not))
+            found.append(_Observed(where=where, value=None, cases=cases, n=cases, why_not=_NO_BASELINE))
         else:
-            found.append(_of_figure(where, figure, criterion.statistic))
+            found.append(_of_figure(where, figure, criterion.statistic, cases))
     return found
 
 
-def _of_figure(where: str, figure: Figure, statistic: str) -> _Observed:
+def _of_figure(where: str, figure: Figure, statistic: str, cases: int) -> _Observed:
     bound = statistic.removeprefix("difference").removeprefix("_") or "value"
     value = {"value": figure.value, "low": figure.low, "high": figure.high}[bound]
     why_not = "" if value is not None else figure.reason or "it has no interval"
-    return _Observed(where=where, value=value, n=figure.n, why_not=why_not)
+    if value is not None and bound == "value" and figure.n < LEAST_OF_A_VALUE:
+        value, why_not = None, f"{figure.n} cases are too few for a value without its interval"
+    return _Observed(where=where, value=value, cases=cases, n=figure.n, why_not=why_not)
 
 
 def _shortfall(criterion: Criterion, one: _Observed) -> float:
@@ -203,7 +218,7 @@ def _named(criterion: Criterion, one: _Observed) -> str:
 
 
 def _left_out(few: Sequence[_Observed], least_cases: int) -> str:
-    names = ", ".join(f"{one.where or 'all cases'} ({one.n})" for one in few)
+    names = ", ".join(f"{one.where or 'all cases'} ({one.cases})" for one in few)
     return f"fewer than the {least_cases} cases asked for in {names}"
 
 

@@ -82,7 +82,7 @@ def test_judged(fields: dict[str, Any], observed: float, passed: bool) -> None:
 def test_a_small_slice_decides_nothing_and_is_named() -> None:
     verdict = _judge(metric="sensitivity", slice="each:device", minimum=0.8)
     assert verdict.passed is True
-    assert "device=C (2)" in verdict.reason
+    assert "device=C (4)" in verdict.reason
     named = _judge(metric="sensitivity", slice="device=C", minimum=0.8)
     assert (named.passed, named.observed) == (None, None)
     assert "fewer than the 30 cases" in named.reason
@@ -120,9 +120,24 @@ def test_without_truth_or_baseline_nothing_is_shown() -> None:
 
 
 def test_too_few_cases_are_not_judged_however_good() -> None:
-    verdict = _judge(least_cases=101, metric="sensitivity", minimum=0.5)
+    # 100 of the 200 cases are positive: the cases of the slice count, not the figure's own.
+    assert _judge(least_cases=200, metric="sensitivity", minimum=0.5).passed is True
+    verdict = _judge(least_cases=201, metric="sensitivity", minimum=0.5)
     assert verdict.passed is None
-    assert "all cases (100)" in verdict.reason
+    assert "all cases (200)" in verdict.reason
+    untold = _evaluation(truth=np.where(np.arange(200) % 2, -1, np.repeat([1, 0], 100)))
+    assert _judge(untold, least_cases=150, metric="sensitivity", minimum=0.5).passed is None
+    assert _judge(untold, least_cases=150, metric="agreement", minimum=0.5).passed is True
+
+
+def test_a_value_on_a_handful_of_cases_decides_nothing_and_its_bound_does() -> None:
+    truth = np.array([1] * 5 + [0] * 195)
+    rare = _evaluation(truth=truth, scores=np.where(truth == 1, 0.9, 0.1))
+    verdict = _judge(rare, metric="sensitivity", minimum=0.9)
+    assert verdict.passed is None
+    assert "5 cases are too few for a value without its interval" in verdict.reason
+    assert _judge(rare, metric="sensitivity", statistic="low", minimum=0.9).passed is False
+    assert _judge(rare, metric="specificity", minimum=0.9).passed is True
 
 
 def test_a_gap_between_groups_that_the_card_calls_small_decides_nothing() -> None:
@@ -138,6 +153,17 @@ def test_a_figure_without_an_interval_does_not_pass_by_its_value() -> None:
     verdict = _judge(equal, metric="auc_roc", statistic="low", minimum=0.0)
     assert verdict.passed is None
     assert "all scores are equal" in verdict.reason
+
+
+def test_a_difference_on_the_bound_passes_whatever_its_last_bit() -> None:
+    truth = np.repeat([1, 0], 100)
+    worse = np.where(np.arange(200) % 100 < 70, truth, 1 - truth)
+    better = np.where(np.arange(200) % 100 < 80, truth, 1 - truth)
+    evaluation = _evaluation(scores=worse * 0.8, baseline_scores=better * 0.8)
+    verdict = _judge(evaluation, metric="sensitivity", statistic="difference", minimum=-0.1)
+    assert verdict.observed is not None
+    assert verdict.observed < -0.1
+    assert verdict.passed is True
 
 
 def test_verdict_of_all() -> None:
