@@ -54,7 +54,7 @@ def pages_router(settings: Settings, store: Store, environment: Environment) -> 
         number: Annotated[int, Query(ge=1, le=10**6, alias="page")] = 1,
     ) -> HTMLResponse:
         chosen = {"state": state, "priority": priority, "q": q, "since": since, "order": order}
-        rollout = rollout_lines(store, shadows=sees_shadows(request))
+        rollout = rollout_lines(store, settings.breaker.policy, shadows=sees_shadows(request))
         return page(request, "worklist.html", **worklist_values(store, chosen, number), rollout=rollout)
 
     @router.get("/studies/{study_key}")

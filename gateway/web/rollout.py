@@ -101,10 +101,10 @@ def open_breakers(store: Store, now: datetime) -> list[dict[str, Any]]:
     ]
 
 
-def rollout_lines(store: Store, *, shadows: bool) -> list[Line]:
-    """Open breakers and canaries, and for engineers shadows, with their figures."""
+def rollout_lines(store: Store, policy: str, *, shadows: bool) -> list[Line]:
+    """Open breakers and canaries, and for engineers shadows, with their figures; `policy` is the breakers'."""
     now = datetime.now(UTC)
-    lines = [breaker_line(each) for each in open_breakers(store, now) if shadows or each["role"] != "shadow"]
+    lines = [breaker_line(each, policy) for each in open_breakers(store, now) if shadows or each["role"] != "shadow"]
     pairs = pair_counts(store)
     for entry in served_versions(store):
         if entry.state is VersionState.CANARY:
@@ -117,22 +117,23 @@ def rollout_lines(store: Store, *, shadows: bool) -> list[Line]:
         elif entry.state is VersionState.SHADOW and shadows:
             count, disagreeing = pairs.get((entry.model_name, entry.version), (0, 0))
             part = f", {disagreeing / count:.1%}" if count else ""
+            pictures = f"{count} {'picture' if count == 1 else 'pictures'} paired with what was said"
             lines.append(
                 Line(
                     kind="shadow",
-                    text=f"{entry.model_name} {entry.version} runs in the shadow: {count} pictures paired with what "
-                    f"was said, {disagreeing} decided otherwise{part}.",
+                    text=f"{entry.model_name} {entry.version} runs in the shadow: {pictures}, {disagreeing} decided "
+                    f"otherwise{part}.",
                 )
             )
     return lines
 
 
-def breaker_line(each: Mapping[str, Any]) -> Line:
+def breaker_line(each: Mapping[str, Any], policy: str) -> Line:
     """One breaker that is not closed, for a reader."""
     version = f"{each['model']} {each['version']}"
     then = "is being tried again" if each["state"] == "half open" else f"is tried again in {each['wait_s']:.0f} s"
     meanwhile = {
-        "champion": "studies wait, or go on without it",
+        "champion": "studies wait" if policy == "wait" else "studies go on without it, marked as not judged",
         "canary": "the champion judges its studies",
         "shadow": "it misses studies",
     }[each["role"]]

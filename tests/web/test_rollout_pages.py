@@ -101,7 +101,7 @@ def test_engineers_see_it_beside(ask: Ask, judged: tuple[str, str], site: Site, 
     page = ask(role, f"/studies/{study_key}").text
     for shown in ("In the shadow", "0.977", "decides otherwise", f"{MODEL} 4, shadow: ONNX Runtime failed"):
         assert shown in page
-    assert "1 pictures paired with what was said, 1 decided otherwise, 100.0%" in ask(role, "/").text
+    assert "1 picture paired with what was said, 1 decided otherwise, 100.0%" in ask(role, "/").text
     assert "0.977" not in ask(role, "/").text, "the worklist is what everybody acts on"
     assert "of the shadow" in ask(role, "/drift").text
     assert ask(role, f"/api/instances/{instance_key}/frames/0/heat.png?model={MODEL}&version=3").status_code == 200
@@ -183,7 +183,10 @@ def report(site: Site, *breakers: dict[str, Any], **detail: Any) -> None:
 def test_an_open_breaker_is_told_on_the_worklist_the_processes_page_and_in_health(ask: Ask, site: Site) -> None:
     report(site, breaker("champion"))
     worklist = ask(Role.VIEWER, "/").text
-    assert f"{MODEL} 2 is left alone by worker-0 after failures and is tried again in 12 s" in worklist
+    assert (
+        f"{MODEL} 2 is left alone by worker-0 after failures and is tried again in 12 s; meanwhile studies wait."
+        in worklist
+    )
     assert 'title="ONNX Runtime failed"' in worklist
     page = ask(Role.VIEWER, "/processes").text
     assert "circuit breaker open, tried again in 12 s, opened 3 times: ONNX Runtime failed" in page
