@@ -45,26 +45,61 @@ class ImportReport:
 
     def lines(self) -> list[str]:
         """For people."""
-        head = (
-            "one linear layer on the average of the feature map"
-            if self.linear_head
-            else "general, its gradient is in the graph as logit_gradients"
+        lines = _found_lines(
+            words=self.words,
+            linear_head=self.linear_head,
+            head_operators=self.head_operators,
+            feature_map=self.feature_map,
+            label_count=self.label_count,
+            opset=self.opset,
+            remarks=self.remarks,
+            checks=self.checks,
         )
-        channels, rows, columns = self.feature_map
-        lines = [
-            f"source: {self.words}",
-            f"feature map: {channels} channels, {rows} x {columns}; {self.label_count} labels; opset {self.opset}",
-            f"head: {head} ({', '.join(self.head_operators)})",
-            *(f"note: {remark}" for remark in self.remarks),
-            *(f"ok  {name}: {found:.1e}, {limit:g} is allowed" for name, found, limit in self.checks),
-            f"reference set: {self.reference}",
-            f"the bundle is in {self.folder}",
-        ]
+        lines += [f"reference set: {self.reference}", f"the bundle is in {self.folder}"]
         command = f"gateway models register {self.folder}"
         if self.waivable:
             lines.append(f"missing in the card: {', '.join(self.waivable)}")
             command += " --allow-missing REASON"
         return [*lines, f"next: {command}"]
+
+
+def _found(loaded: LoadedNetwork, imported: ImportedNetwork) -> dict[str, Any]:
+    """What was found in a network."""
+    return {
+        "words": loaded.words,
+        "linear_head": imported.assembled.linear_head,
+        "head_operators": imported.assembled.head_operators,
+        "feature_map": imported.anatomy.map_shape,
+        "label_count": imported.anatomy.label_count,
+        "opset": imported.opset,
+        "remarks": imported.remarks,
+    }
+
+
+def _found_lines(
+    *,
+    words: str,
+    linear_head: bool,
+    head_operators: tuple[str, ...],
+    feature_map: tuple[int, int, int],
+    label_count: int,
+    opset: int,
+    remarks: tuple[str, ...],
+    checks: tuple[tuple[str, float, float], ...],
+) -> list[str]:
+    head = (
+        "one linear layer on the average of the feature map"
+        if linear_head
+        else "general, its gradient is in the graph as logit_gradients"
+    )
+    channels, rows, columns = feature_map
+    return [
+        f"source: {words}",
+        f"feature map: {channels} channels, {rows} x {columns}; {label_count} labels; opset {opset}",
+        f"head: {head} ({', '.join(head_operators)})",
+        *(f"note: {remark}" for remark in remarks),
+        *(f"ok  {name}: {found:.1e}, {limit:g} is allowed" for name, found, limit in checks),
+    ]
 
 
 def add_import_step(steps: Any) -> None:
@@ -90,8 +125,10 @@ def add_import_step(steps: Any) -> None:
     parser.add_argument(
         "--card-template", type=Path, metavar="FILE", help="write a card to fill in, say what was found, and end"
     )
-    parser.add_argument("--size", default="", metavar="ROWSxCOLUMNS", help="of the input, for a template (224x224)")
-    parser.add_argument("--channels", type=int, choices=(1, 3), default=3, help="of the input, for a template")
+    parser.add_argument("--look", action="store_true", help="say what can be made of it, checked, and write nothing")
+    without = "of the input, for --card-template and --look"
+    parser.add_argument("--size", default="", metavar="ROWSxCOLUMNS", help=f"{without} (224x224)")
+    parser.add_argument("--channels", type=int, choices=(1, 3), default=3, help=without)
     parser.add_argument("--json", action="store_true", help="for machines")
     parser.set_defaults(run=_run)
 
@@ -100,8 +137,8 @@ def _run(options: argparse.Namespace) -> int:
     from models.errors import ModelError
 
     try:
-        if options.card_template is not None:
-            return _write_template(options)
+        if options.card_template is not None or options.look:
+            return _look(options)
         report = import_model(
             options.source,
             card_path=options.card,
@@ -156,17 +193,10 @@ def import_model(
         if out.exists():
             out.rmdir()
         shutil.move(folder, out)
-    anatomy, assembled = imported.anatomy, imported.assembled
     return ImportReport(
         source=source,
-        words=loaded.words,
         folder=str(out),
-        linear_head=assembled.linear_head,
-        head_operators=assembled.head_operators,
-        feature_map=anatomy.map_shape,
-        label_count=anatomy.label_count,
-        opset=imported.opset,
-        remarks=imported.remarks,
+        **_found(loaded, imported),
         checks=(*((check.name, check.found, check.limit) for check in imported.checks), more),
         reference=words,
         waivable=waivable,
@@ -302,21 +332,29 @@ def _check_gradcam(session: ModelSession, imported: ImportedNetwork, pictures: A
     return "Grad-CAM against torch's", largest, LARGEST_GRADCAM_DIFFERENCE
 
 
-# --- template ---
+# --- without a card ---
 
 
-def _write_template(options: argparse.Namespace) -> int:
+def _look(options: argparse.Namespace) -> int:
+    """Say what was found and checked; write a card to fill in, where one is asked for."""
     from gateway.import_card import template
     from models.errors import ImportRefusedError
     from models.importing.network import load_network, make_graph
 
-    path: Path = options.card_template
-    if path.exists():
+    path: Path | None = options.card_template
+    if path is not None and path.exists():
         raise ImportRefusedError(f"{path} exists; a template overwrites nothing")
     _say_what_runs(options.source)
     contract = _guessed_contract(options)
-    loaded: LoadedNetwork = load_network(options.source, contract=contract, weights=options.weights)
+    loaded = load_network(options.source, contract=contract, weights=options.weights)
     imported = make_graph(loaded, contract=contract, activation=None, output=options.output)
+    checks = tuple((check.name, check.found, check.limit) for check in imported.checks)
+    if options.json:
+        print(json.dumps(_found(loaded, imported) | {"checks": checks}, indent=2))
+    else:
+        print("\n".join(_found_lines(**_found(loaded, imported), checks=checks)))
+    if path is None:
+        return 0
     anatomy = imported.anatomy
     text = template(
         label_count=anatomy.label_count,
@@ -326,9 +364,7 @@ def _write_template(options: argparse.Namespace) -> int:
         columns=contract.size.columns,
     )
     path.write_text(text, encoding="utf-8")
-    for remark in imported.remarks:
-        print(f"note: {remark}")
-    print(f"{path}: fill in what says TODO, then: gateway models import {options.source} --card {path} --out DIR ...")
+    print(f"{path} is a card: fill in what says TODO, then import with --card {path}", file=sys.stderr)
     return 0
 
 

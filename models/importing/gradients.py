@@ -19,7 +19,7 @@ from onnx import TensorProto, helper
 from models.errors import ImportRefusedError
 from models.importing.graph import GraphView, add_constant
 
-LARGEST_GRADIENT_BYTES = 256_000_000
+LARGEST_GRADIENT_BYTES = 64_000_000
 """Of one gradient inside the head, for all labels of one picture."""
 _FLOAT_BYTES = 4
 

@@ -149,6 +149,18 @@ def test_all_that_is_missing_is_said_at_once(tmp_path: Path, capsys: pytest.Capt
     assert "activation: Input should be 'softmax' or 'sigmoid'" in said
 
 
+def test_looking_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "source.onnx").write_bytes(traced_onnx(network(GENERAL_HEADS["gated pool"])))
+    arguments = ["models", "import", str(tmp_path / "source.onnx"), "--look"]
+    assert main([*arguments, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["feature_map"] == [12, 12, 12]
+    assert not found["linear_head"]
+    assert main(arguments) == 0
+    assert "feature map: 12 channels, 12 x 12; 2 labels; opset 17" in capsys.readouterr().out
+    assert [path.name for path in tmp_path.iterdir()] == ["source.onnx"]
+
+
 def test_a_template_is_what_the_card_needs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     module = network(lambda: pooled(nn.Linear(12, 3), nn.Sigmoid()))
     (tmp_path / "source.onnx").write_bytes(traced_onnx(module))
