@@ -14,6 +14,7 @@ from sqlalchemy import func, select
 from gateway.errors import StoreError
 from gateway.store import Store
 from gateway.store.schema import alarm, delivery, drift_result, prediction, study
+from gateway.web.rollout import rollout_token
 
 logger = logging.getLogger(__name__)
 
@@ -22,7 +23,7 @@ KEEP_ALIVE_S = 15.0
 
 
 def worklist_token(store: Store) -> str:
-    """A text that is another one after anything that the worklist shows has changed. Reads indexes only."""
+    """A text that is another one after anything that the worklist shows has changed. Reads indexes and short tables."""
     by_state = select(study.c.state, func.count(), func.max(study.c.queued_at), func.sum(study.c.priority))
     deliveries = select(delivery.c.state, func.count(), func.max(delivery.c.next_attempt_at))
     alarms = select(alarm.c.state, func.count(), func.max(alarm.c.last_seen_at))
@@ -38,6 +39,7 @@ def worklist_token(store: Store) -> str:
             sorted(map(str, connection.execute(alarms.group_by(alarm.c.state)))),
             str(connection.execute(newest).one()),
         ]
+    found.append(rollout_token(store))
     return hashlib.sha256(repr(found).encode()).hexdigest()[:16]
 
 

@@ -128,6 +128,16 @@ def rollout_lines(store: Store, policy: str, *, shadows: bool) -> list[Line]:
     return lines
 
 
+def rollout_token(store: Store) -> str:
+    """A text that is another one after what :func:`rollout_lines` says has changed, figures aside."""
+    breakers = [
+        (each["worker"], each["model"], each["version"], each["state"])
+        for each in open_breakers(store, datetime.now(UTC))
+    ]
+    served = [(each.model_name, each.version, each.state.value, dict(each.traffic)) for each in served_versions(store)]
+    return repr((breakers, served))
+
+
 def breaker_line(each: Mapping[str, Any], policy: str) -> Line:
     """One breaker that is not closed, for a reader."""
     version = f"{each['model']} {each['version']}"

@@ -22,6 +22,7 @@ from gateway.store.monitoring import report_process
 from gateway.store.predictions import FailureRow, record_shadows
 from gateway.store.schema import model_version, prediction
 from gateway.web.access import Access, Caller
+from gateway.web.events import worklist_token
 from gateway.web.rollout import traffic_words
 from gateway.web.server import create_app
 
@@ -194,6 +195,20 @@ def test_an_open_breaker_is_told_on_the_worklist_the_processes_page_and_in_healt
     answer = ask(Role.VIEWER, "/health")
     assert (answer.status_code, answer.json()["status"]) == (200, "degraded")
     assert answer.json()["problems"] == [f"worker-0 leaves {MODEL} 2 alone after failures: circuit breaker open"]
+
+
+def test_open_pages_are_told_when_a_breaker_opens_or_a_version_changes(site: Site) -> None:
+    tokens = [worklist_token(site.store)]
+    report(site, breaker("champion"))
+    tokens.append(worklist_token(site.store))
+    report(site, breaker("champion", wait_s=3.0))
+    assert worklist_token(site.store) == tokens[-1], "a pause that runs is no change"
+    report(site, breaker("champion", "closed"))
+    tokens.append(worklist_token(site.store))
+    serve(site.store, MODEL, 3, Path("nowhere"), NOON, state=VersionState.CANARY)
+    tokens.append(worklist_token(site.store))
+    assert tokens[0] == tokens[2]
+    assert len(set(tokens)) == 3
 
 
 def test_a_shadows_breaker_is_for_engineers_and_degrades_nothing(ask: Ask, site: Site) -> None:
