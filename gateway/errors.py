@@ -20,6 +20,7 @@
     ├── AccountError               an account or token cannot be made or changed so    (reject, with the reason)
     ├── LifecycleError             a model version may not go there, or not yet        (reject, with the reason)
     ├── TruthError                 what a reader is said to have found cannot be used   (reject, with the reason)
+    │   └── TruthFileError         a table of readers' words has problems                  (reject, with all of them)
     ├── QueryError                 a query for saved studies is not understood         (reject, with the place)
     ├── SavedError                 saved studies cannot be kept, exported or read      (fail)
     ├── ComparisonError            versions cannot be compared, or not in this way      (fail)
@@ -34,7 +35,8 @@ the intake's leaves to DICOM statuses (PS3.4 B.2.3). A test fails when a leaf is
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from enum import StrEnum
 
 from models.errors import (
@@ -120,6 +122,30 @@ class TruthError(GatewayError):
     """What a reader is said to have found cannot be taken in; says why."""
 
 
+class TruthFileError(TruthError):
+    """A table of readers' words cannot be taken in; carries all of its problems, and names the first of them."""
+
+    def __init__(self, message: str, problems: Sequence[Problem] = ()) -> None:
+        super().__init__(message)
+        self.problems = tuple(problems)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Problem:
+    """One thing that is wrong with a table. Identifiers are never quoted."""
+
+    line: int
+    column: str
+    """Empty: of the whole line, or file."""
+    found: str
+    """Quoted; empty where nothing is or may be shown."""
+    expected: str
+
+    def __str__(self) -> str:
+        place = f"line {self.line}" + (f", column {self.column}" if self.column else "")
+        return f"{place}: {f'found {self.found}, ' if self.found else ''}expected {self.expected}"
+
+
 class LifecycleError(GatewayError):
     """A model version may not go to the state asked for, or not yet; says what is missing."""
 
@@ -184,6 +210,7 @@ DISPOSITIONS: Mapping[type[Exception], Disposition] = {
     AccountError: Disposition.REJECT,
     LifecycleError: Disposition.REJECT,
     TruthError: Disposition.REJECT,
+    TruthFileError: Disposition.REJECT,
     QueryError: Disposition.REJECT,
     SavedError: Disposition.FAIL,
     ComparisonError: Disposition.FAIL,

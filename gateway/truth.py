@@ -16,7 +16,7 @@ from enum import StrEnum
 from pathlib import Path
 from types import MappingProxyType
 
-from gateway.errors import TruthError
+from gateway.errors import Problem, TruthError, TruthFileError
 
 LARGEST_FILE_BYTES = 256 * 2**20
 SHOWN_PROBLEMS = 50
@@ -107,32 +107,13 @@ class TruthRow:
         return TruthKey.SOP_INSTANCE_UID in self.keys or TruthKey.FILE in self.keys
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Problem:
-    """One thing that is wrong with a table. Identifiers are never quoted."""
-
-    line: int
-    column: str
-    """Empty: of the whole line, or file."""
-    found: str
-    """Quoted; empty where nothing is or may be shown."""
-    expected: str
-
-    def __str__(self) -> str:
-        place = f"line {self.line}" + (f", column {self.column}" if self.column else "")
-        return f"{place}: {f'found {self.found}, ' if self.found else ''}expected {self.expected}"
-
-
-class TruthFileError(TruthError):
-    """A table cannot be taken in; carries all of its problems, and names the first of them."""
-
-    def __init__(self, name: str, problems: Sequence[Problem]) -> None:
-        self.problems = tuple(problems)
-        shown = [f"    {problem}" for problem in self.problems[:SHOWN_PROBLEMS]]
-        if len(self.problems) > SHOWN_PROBLEMS:
-            shown.append(f"    and {len(self.problems) - SHOWN_PROBLEMS} more")
-        count = f"{len(self.problems)} problem{'s' if len(self.problems) != 1 else ''}"
-        super().__init__("\n".join([f"{name}: {count}, nothing was taken in", *shown]))
+def file_error(name: str, problems: Sequence[Problem]) -> TruthFileError:
+    """The error of a table with these problems, of which the message names the first."""
+    shown = [f"    {problem}" for problem in problems[:SHOWN_PROBLEMS]]
+    if len(problems) > SHOWN_PROBLEMS:
+        shown.append(f"    and {len(problems) - SHOWN_PROBLEMS} more")
+    count = f"{len(problems)} problem{'s' if len(problems) != 1 else ''}"
+    return TruthFileError("\n".join([f"{name}: {count}, nothing was taken in", *shown]), problems)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -196,9 +177,9 @@ def read_truth_file(path: Path, options: TruthOptions | None = None) -> TruthFil
     problems.extend(lines.problems)
     problems.extend(_contradictions(rows))
     if problems:
-        raise TruthFileError(path.name, sorted(problems, key=lambda problem: problem.line))
+        raise file_error(path.name, sorted(problems, key=lambda problem: problem.line))
     if not rows:
-        raise TruthFileError(path.name, [Problem(line=header_line + 1, column="", found="", expected="a row")])
+        raise file_error(path.name, [Problem(line=header_line + 1, column="", found="", expected="a row")])
     return TruthFile(rows=tuple(rows), ignored_columns=ignored)
 
 
@@ -220,7 +201,7 @@ def _text(path: Path) -> str:
         if content[:2] in (b"\xff\xfe", b"\xfe\xff"):
             line, found = 1, "UTF-16"
         problem = Problem(line=line, column="", found=found, expected="text in UTF-8")
-        raise TruthFileError(path.name, [problem]) from error
+        raise file_error(path.name, [problem]) from error
 
 
 class _Lines:
@@ -241,7 +222,7 @@ class _Lines:
         except csv.Error as error:
             problem = Problem(line=line, column="", found=f"'{error}'", expected="CSV (RFC 4180)")
             if line == 1:
-                raise TruthFileError(self._name, [problem]) from error
+                raise file_error(self._name, [problem]) from error
             self.problems.append(problem)
             raise StopIteration from error
 
@@ -295,7 +276,7 @@ def _places(
     if "value" not in taken:
         problems.append(Problem(line=line, column="value", found=_headers(header), expected="a column value"))
     if problems:
-        raise TruthFileError(name, problems)
+        raise file_error(name, problems)
     return taken, tuple(ignored)
 
 

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from gateway.errors import TruthError
+from gateway.errors import TruthError, TruthFileError
 
 if TYPE_CHECKING:
     from gateway.settings import Settings
@@ -99,7 +99,7 @@ def _actor() -> str:
 
 
 def _import(options: argparse.Namespace, open_site: OpenSite) -> int:
-    from gateway.truth import TruthFileError, TruthOptions, read_truth_file
+    from gateway.truth import TruthOptions, read_truth_file
     from gateway.truth_import import import_truth
 
     try:

@@ -13,11 +13,12 @@ import yaml
 from pydantic import ValidationError
 from sqlalchemy import Connection
 
+from gateway.errors import Problem
 from gateway.store import Store
 from gateway.store.audit import add_entry
 from gateway.store.models import known_versions
 from gateway.store.truth import Place, Taken, Word, add_words, models_of, places_of
-from gateway.truth import Problem, TruthFile, TruthFileError, TruthKey, TruthRow
+from gateway.truth import TruthFile, TruthKey, TruthRow, file_error
 from models.card import CARD_FILE, Card
 
 UNNAMED = "unnamed"
@@ -91,7 +92,7 @@ def import_truth(
         if not (is_unknown and skip_unknown)
     ]
     if problems:
-        raise TruthFileError(name, problems)
+        raise file_error(name, problems)
     taken = [each for each in made if isinstance(each, Word)]
     unknown = tuple(each[0].line for each in made if isinstance(each, tuple))
     counts: Counter[str] = Counter()

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from gateway.errors import TruthError
-from gateway.truth import COLUMNS, TruthFileError, TruthKey, TruthOptions, TruthValue, read_truth, read_truth_file
+from gateway.errors import TruthError, TruthFileError
+from gateway.truth import COLUMNS, TruthKey, TruthOptions, TruthValue, read_truth, read_truth_file
 
 KEY = "0123456789abcdef0123456789abcdef"
 OTHER_KEY = "f" * 32

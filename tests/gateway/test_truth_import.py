@@ -15,12 +15,13 @@ from tiny_bundles import write_tiny_bundle
 from web_site import Site
 
 from gateway.cli import main
+from gateway.errors import TruthFileError
 from gateway.objects import ObjectFolder
 from gateway.settings import load_settings
 from gateway.store import Store, open_store
 from gateway.store.schema import audit, study, truth
 from gateway.store.truth import Taken, Word, add_words, words
-from gateway.truth import TruthFileError, TruthOptions, read_truth_file
+from gateway.truth import TruthOptions, read_truth_file
 from gateway.truth_import import ImportReport, import_truth
 
 NOW = datetime(2026, 2, 1, 9, tzinfo=UTC)
