@@ -31,6 +31,7 @@ SCHEMA, SCHEMA_VERSION = "dicom-ai-gateway/comparison", 1
 REPORT_FILE, CASES_FILE, RUN_FILE, PAGE_FILE = "report.json", "cases.csv", "run.json", "report.html"
 NOT_JUDGED = "not judged"
 SHOWN_FAILURES = 200
+SHOWN_REASONS = 40
 _PACKAGES = ("numpy", "onnxruntime-gpu", "pydicom", "pillow", "scikit-learn", "scipy", "fairlearn")
 
 
@@ -87,10 +88,17 @@ def count_cases(book: ScoreBook, pair: Pair) -> Counts:
         studies=len(studies),
         persons=len(persons),
         cases_sha256=digest.hexdigest(),
-        failed={role: dict(sorted(each.items())) for role, each in failed.items()},
-        ungradable={role: dict(sorted(each.items())) for role, each in ungradable.items()},
+        failed={role: _most_common(each) for role, each in failed.items()},
+        ungradable={role: _most_common(each) for role, each in ungradable.items()},
         failures=failures,
     )
+
+
+def _most_common(reasons: Counter[str]) -> dict[str, int]:
+    """The reasons that come most; the others together."""
+    ranked = sorted(reasons.items(), key=lambda each: (-each[1], each[0]))
+    kept, rest = dict(ranked[:SHOWN_REASONS]), sum(count for _, count in ranked[SHOWN_REASONS:])
+    return {**kept, "other reasons, see cases.csv": rest} if rest else kept
 
 
 def _kind_of_reason(reason: str) -> str:

@@ -312,7 +312,7 @@ def _run_facts(job: Job, *, now: datetime, by: str, scoring_s: float, count: int
     roles = ("candidate", "baseline")
     return {
         "comparison_key": new_key(),
-        "created_at": now.isoformat(timespec="seconds"),
+        "created_at": now.isoformat(timespec="microseconds"),
         "created_by": by,
         "machine": machine(),
         "cases": count,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future
@@ -29,6 +30,8 @@ logger = logging.getLogger(__name__)
 CHUNK = 16
 """Cases that are run and written together; so many tensors are in memory, twice."""
 LOW_SHARPNESS_QUANTILE = 0.1
+_KEY = re.compile(r"(?<= )[0-9a-f]{32}(-[0-9]+)?:? ")
+"""Keys in reasons, without which reasons can be counted; the row has the key."""
 POOR, USUAL = "low sharpness", "usual sharpness"
 
 
@@ -86,7 +89,7 @@ class Preparation:
         except DecoderUnavailableError:
             raise
         except (ModelError, UnreadableError, DeidentificationError) as error:
-            return str(error)
+            return _KEY.sub("", str(error))
 
 
 def reference_sharpness(bundle: Bundle) -> float | None:

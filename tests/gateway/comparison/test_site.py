@@ -151,18 +151,19 @@ def test_no_saved_study_of_a_query_is_said(store: Store, tmp_path: Path, capsys:
     assert list_comparisons(store) == ()
 
 
-def test_a_saved_file_that_changed_costs_that_case_and_is_named(
+def test_saved_files_that_changed_cost_those_cases_and_are_named(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("models.tracking.log_comparison", lambda *_, **__: "")
-    broken = sorted((tmp_path / "saved").rglob("*.dcm"))[0]
-    broken.write_bytes(broken.read_bytes()[:-2] + b"\1\1")
+    for broken in sorted((tmp_path / "saved").rglob("*.dcm"))[:2]:
+        broken.write_bytes(broken.read_bytes()[:-2] + b"\1\1")
     assert run(tmp_path, "tiny@1", "tiny@2") == 0
     (row,) = list_comparisons(store)
     report = json.loads((tmp_path / row.folder / "report.json").read_text(encoding="utf-8"))
-    assert row.case_count == STUDIES - 1
-    (failure, *_) = report["cases"]["failures"]
-    assert "has changed since it was saved" in failure["reason"]
+    assert row.case_count == STUDIES - 2
+    reason = "saved image has changed since it was saved"
+    assert report["cases"]["failed"] == {"candidate": {reason: 2}, "baseline": {reason: 2}}
+    assert len({each["case_key"] for each in report["cases"]["failures"]}) == 2
 
 
 @pytest.mark.parametrize(
