@@ -47,6 +47,10 @@ logger = logging.getLogger(__name__)
 DRAWS = 1000
 """Bootstrap draws, of live figures and of the corrected ones."""
 SEED = 20261124
+CURVES = ("roc", "precision_recall", "reliability_equal_width", "reliability_equal_mass", "histogram")
+"""Of one version, for plots."""
+PAIRED = ("cases", "groups", "positives", "negatives", "small", "paired")
+"""Of an evaluation of two versions, what the single ones do not say."""
 UNEVEN_P = 0.01
 """Below it, readers look at what the model calls present more often than at the rest, or less often."""
 
@@ -167,9 +171,12 @@ def live_figures(basis: Basis, version: int, *, least_cases: int) -> dict[str, A
     }
     if cases is None:
         return made
-    made["evaluation"] = evaluate(
+    evaluation = evaluate(
         scored(cases), finding_name=basis.finding_name, seed=SEED, draws=DRAWS, least_cases=least_cases
     ).to_json()
+    # Pages and scrapes read all of it each time: the curves are those of all cases alone.
+    evaluation["slices"] = [without_curves(each) for each in evaluation["slices"]]
+    made["evaluation"] = evaluation
     if basis.champion is not None and version != basis.champion and basis.champion in basis.scores:
         made["paired"] = paired_figures(basis, version, basis.champion, least_cases=least_cases)
     return made
@@ -187,6 +194,11 @@ def scored(cases: Cases) -> ScoredCases:
         slices={name: values for name, values in cases.slices.items() if (values != "").any()},
         operating_point=cases.operating_point,
     )
+
+
+def without_curves(part: Mapping[str, Any]) -> dict[str, Any]:
+    """A slice without what plots are drawn from."""
+    return {**part, "candidate": {name: value for name, value in part["candidate"].items() if name not in CURVES}}
 
 
 def paired_figures(basis: Basis, version: int, baseline: int, *, least_cases: int) -> dict[str, Any] | None:
@@ -217,7 +229,7 @@ def paired_figures(basis: Basis, version: int, baseline: int, *, least_cases: in
         draws=DRAWS,
         least_cases=least_cases,
     ).to_json()
-    return {"baseline_version": baseline, "cases": len(mine.units), **evaluation["overall"]}
+    return {"baseline_version": baseline, **{name: evaluation["overall"][name] for name in PAIRED}}
 
 
 # --- whom readers looked at ---

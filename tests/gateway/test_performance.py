@@ -69,6 +69,8 @@ def test_figures_are_scikit_learns_overall_and_by_slice(store: Store) -> None:
     assert slices["sex", "M"]["cases"] == 150
     assert slices["age_group", "80-89"]["cases"] == 60
     assert slices["month", "2026-01"]["small"] is False
+    assert overall["candidate"]["roc"]["true_positive_rate"][-1] == 1
+    assert "roc" not in slices["sex", "M"]["candidate"]
 
 
 def test_a_shadow_and_the_champion_are_paired_on_the_same_truth(store: Store) -> None:
