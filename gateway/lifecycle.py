@@ -8,7 +8,7 @@
       └──────────────────────────────────reopen─────────────────────────────────────────┘
 
 A version becomes canary or champion by a request alone, which names a comparison that meets the criteria of the
-version's card, and which two people other than its proposer have approved, each by password and with a reason. Going
+version's card, and which two different people have approved, each by password and with a reason. Going
 back is one step of one person. Everything stands in the sealed record (:mod:`gateway.model_record`), in the same
 transaction as what it tells of.
 """

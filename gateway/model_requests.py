@@ -128,8 +128,7 @@ def approve(
     Raises
     ------
     LifecycleError
-        Name and password do not belong together, the account may not decide on models, is the proposer's, or has
-        approved already; the request is not open; or a need is not met any more.
+        Name and password do not belong together, the account may not decide on models, or has approved already; the request is not open; or a need is not met any more.
     BusyError
         Too many passwords are being checked at once.
     """
@@ -187,8 +186,6 @@ def _needs_of(request: Request, data_dir: Path) -> dict[str, Any]:
 
 def _check_signer(connection: Connection, key: RecordKey, request: Request, name: str) -> None:
     check_open(request)
-    if name == request.proposed_by:
-        raise LifecycleError(f"{name} has proposed it; two other people have to approve")
     if name in [each.actor for each in approvals(connection, key, request)]:
         raise LifecycleError(f"{name} has approved it already; another person has to")
 

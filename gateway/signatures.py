@@ -101,7 +101,7 @@ def approvals(connection: Connection, key: RecordKey, request: Request) -> tuple
         raise LifecycleError(
             f"request {request.request_key} is not as it was recorded: run gateway models record --verify"
         )
-    return tuple({each.actor: each for each in signed if each.actor != request.proposed_by}.values())
+    return tuple({each.actor: each for each in signed}.values())
 
 
 _ENDINGS = {RequestState.REFUSED: "refuse", RequestState.WITHDRAWN: "withdraw", RequestState.VOID: "void"}

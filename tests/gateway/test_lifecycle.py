@@ -329,13 +329,21 @@ def test_what_a_proposal_must_say(pair: ModelRig) -> None:
 # --- who signs ---
 
 
-def test_two_different_people_and_not_the_proposer(pair: ModelRig) -> None:
+def test_two_different_people(pair: ModelRig) -> None:
     request = pair.propose(2, CHAMPION, champion=1)
-    refused(lambda: pair.approve(request, "ada"), "ada has proposed it")
     pair.approve(request, "bob")
     refused(lambda: pair.approve(request, "bob"), "bob has approved it already")
     refused(lambda: pair.approve(request, "BOB "), "bob has approved it already")
     assert pair.states() == {1: "champion", 2: "draft"}
+
+
+def test_who_proposed_it_may_be_one_of_the_two(pair: ModelRig) -> None:
+    request = pair.propose(2, CHAMPION, champion=1)
+    assert not pair.approve(request, "ada").carried_out
+    refused(lambda: pair.approve(request, "ada"), "ada has approved it already")
+    assert pair.states() == {1: "champion", 2: "draft"}
+    assert pair.approve(request, "eve").approved_by == ("ada", "eve")
+    assert pair.states() == {1: "retired", 2: "champion"}
 
 
 def test_who_may_not_sign(pair: ModelRig) -> None:
