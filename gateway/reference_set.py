@@ -6,6 +6,7 @@ it was fitted on. DICOM files, JPEG and PNG go through the same reading and prep
 
 from __future__ import annotations
 
+import struct
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -16,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import pydicom
 from PIL import Image, UnidentifiedImageError
-from pydicom.errors import InvalidDicomError
+from pydicom.errors import BytesLengthException, InvalidDicomError
 
 from gateway.pipeline import head_gradients
 from models.card import Card
@@ -32,6 +33,22 @@ from xai.summary import EXPLANATION_NAMES, summarise
 
 PICTURE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff"})
 _BATCH = 8
+_NOT_READ = (
+    OSError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    NotImplementedError,
+    EOFError,
+    OverflowError,
+    struct.error,
+    BytesLengthException,
+    InvalidDicomError,
+    UnidentifiedImageError,
+    Image.DecompressionBombError,
+)
+"""What pydicom and Pillow raise on damaged files; found by damaging some."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -100,7 +117,7 @@ def _inputs(
             reason = "of the wrong kind (colour or greyscale)" if "the model reads" in str(error) else "unreadable"
             count.left_out[reason] += 1
             continue
-        except (OSError, ValueError, UnidentifiedImageError, InvalidDicomError, Image.DecompressionBombError):
+        except _NOT_READ:
             count.left_out["no picture"] += 1
             continue
         if judge_quality(model_input.statistics, card.quality):

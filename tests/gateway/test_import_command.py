@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +14,18 @@ import torch
 import yaml
 from odd_networks import GENERAL_HEADS, LINEAR_HEADS, SIDE, network, pooled, traced_onnx
 from PIL import Image
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage
 from torch import nn
 
 from drift.reference import load_reference
 from gateway.cli import main
 from gateway.pipeline import head_gradients
+from gateway.reference_set import ReferenceCount, picture_files, reference_arrays
 from models.bundle_check import check_bundle
-from models.card import load_bundle
+from models.card import Bundle, Card, load_bundle
 from models.golden import run_golden
+from models.importing.network import load_network, make_graph
 from models.preprocess import Frame, prepare
 from models.session import ModelSession
 from xai.gradcam import gradcam
@@ -147,6 +153,49 @@ def test_all_that_is_missing_is_said_at_once(tmp_path: Path, capsys: pytest.Capt
         assert words in said
     assert "pixel_contract.mean: missing" in said
     assert "activation: Input should be 'softmax' or 'sigmoid'" in said
+
+
+def dicom_photograph(pixels: np.ndarray) -> bytes:
+    """A secondary capture, uint8 [rows, columns, 3], as a Part 10 file."""
+    dataset = Dataset()
+    dataset.file_meta = FileMetaDataset()
+    dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    dataset.SOPClassUID = SecondaryCaptureImageStorage
+    dataset.SOPInstanceUID = "2.25.7"
+    dataset.Rows, dataset.Columns, dataset.SamplesPerPixel = *pixels.shape[:2], 3
+    dataset.PhotometricInterpretation, dataset.PlanarConfiguration = "RGB", 0
+    dataset.BitsAllocated = dataset.BitsStored = 8
+    dataset.HighBit, dataset.PixelRepresentation = 7, 0
+    dataset.PixelData = pixels.tobytes()
+    stream = io.BytesIO()
+    dataset.save_as(stream, enforce_file_format=True)
+    return stream.getvalue()
+
+
+def test_dicom_files_serve_as_reference_and_damaged_ones_are_counted(tmp_path: Path) -> None:
+    random = np.random.default_rng(3)
+    whole = dicom_photograph(random.integers(0, 256, (40, 50, 3), dtype=np.uint8))
+    for number in range(60):
+        content = bytearray(whole)
+        for place in random.integers(132, 600, 4 if number % 2 else 0):
+            content[place] = random.integers(0, 256)
+        (tmp_path / f"{number:02}.dcm").write_bytes(
+            content[: random.integers(200, len(content))] if number % 3 == 1 else content
+        )
+    values = Card.model_validate(card() | {"files": {"model.onnx": "", "reference.npz": ""}, "opset": 17})
+    arguments, count = written(tmp_path, network(LINEAR_HEADS["one layer"])), ReferenceCount()
+    bundle = tmp_path / "model.onnx"
+    loaded = load_network(arguments[2], contract=values.pixel_contract)
+    imported = make_graph(loaded, contract=values.pixel_contract, activation="softmax")
+    bundle.write_bytes(imported.assembled.model.SerializeToString())
+    session = ModelSession(Bundle(folder=tmp_path, card=values))
+    files = picture_files(tmp_path, 1000)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # pydicom says what is wrong with damaged files
+        arrays = reference_arrays(session, files, count)
+    assert count.taken == len(arrays["embeddings"]) >= 20
+    assert count.taken + count.left_out.total() == len(files)
+    assert count.left_out.total() >= 20
 
 
 def test_looking_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
