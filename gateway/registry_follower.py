@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import update
+from sqlalchemy import Connection, update
 
 from gateway.catalogue import embedded_registry_uri
 from gateway.errors import LifecycleError, StoreError
@@ -45,6 +45,18 @@ class RegistryReport:
     """Why it could not be followed at the last try; empty where it could."""
     notices: tuple[str, ...]
     """Aliases that somebody moved in the registry itself."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewVersions:
+    """What the store does not know yet of a model."""
+
+    model_name: str
+    bundles: tuple[tuple[Bundle, str], ...]
+    """Verified ones, each with its sha256."""
+    champion: int | None
+    """The version that is to be champion, where the model is new."""
+    reason: str
 
 
 class RegistryFollower:
@@ -118,35 +130,39 @@ class RegistryFollower:
                 by_model.setdefault(each.model_name, []).append(each)
             elif key in known and not Path(known[key].folder).is_dir():  # the data folder was moved
                 self._move_folder(registry.bundle(each))
-        for name, new in by_model.items():
-            bundles = {each.card_version: bundle for each in new if (bundle := self._bundle(registry, each))}
-            first, why = (None, "") if name in names else self._first_champion(name, new)
-            if first is not None and first not in bundles:
-                logger.error("%s has no champion: version %d is broken", name, first)
-                first = None
-            with recording(self._store, self._key) as connection:
-                now = datetime.now(UTC)
-                for each in new:
-                    if each.card_version in bundles:
-                        take_in_by(
-                            connection,
-                            key=self._key,
-                            bundle=bundles[each.card_version],
-                            bundle_sha256=each.bundle_sha256,
-                            by="registry",
-                            now=now,
-                        )
-                if first is not None:
-                    move_version(
-                        connection,
-                        key=self._key,
-                        model_name=name,
-                        version=first,
-                        action=Action.SET_UP,
-                        actor=GATEWAY,
-                        now=now,
-                        reason=why,
-                    )
+        found = [self._examine(registry, name, new, is_new=name not in names) for name, new in by_model.items()]
+        if not found:
+            return
+        # All in one transaction: a worker that saw the champion of one model would fail the studies of another.
+        with recording(self._store, self._key) as connection:
+            for model in found:
+                self._write(connection, model, datetime.now(UTC))
+
+    def _examine(
+        self, registry: ModelRegistry, name: str, versions: Sequence[RegisteredVersion], *, is_new: bool
+    ) -> NewVersions:
+        """Verify what the store does not know of a model, and say which of it is champion."""
+        usable = [(bundle, each.bundle_sha256) for each in versions if (bundle := self._bundle(registry, each))]
+        champion, reason = self._first_champion(name, versions) if is_new else (None, "")
+        if champion is not None and champion not in [bundle.card.version for bundle, _ in usable]:
+            logger.error("%s has no champion: version %d is broken", name, champion)
+            champion = None
+        return NewVersions(model_name=name, bundles=tuple(usable), champion=champion, reason=reason)
+
+    def _write(self, connection: Connection, new: NewVersions, now: datetime) -> None:
+        for bundle, sha256 in new.bundles:
+            take_in_by(connection, key=self._key, bundle=bundle, bundle_sha256=sha256, by="registry", now=now)
+        if new.champion is not None:
+            move_version(
+                connection,
+                key=self._key,
+                model_name=new.model_name,
+                version=new.champion,
+                action=Action.SET_UP,
+                actor=GATEWAY,
+                now=now,
+                reason=new.reason,
+            )
 
     def _first_champion(self, name: str, versions: Iterable[RegisteredVersion]) -> tuple[int | None, str]:
         """Which version of a model is champion where the store knows none yet, and why."""
