@@ -3,7 +3,9 @@
 
 One worker judges drawn fundus photographs with the shipped retinopathy model; the shadow is that model's other version.
 Studies come one after the other (``paced``: at random times, so that some come while the shadow runs) and all at once
-(``burst``). Blocks with and without a shadow alternate, so that what else the machine does falls on both.
+(``burst``). Blocks with and without a shadow alternate, so that what else the machine does falls on both. How long each
+paced study had to wait for a shadow that was under way when it came is measured by itself: that hardly depends on what
+else the machine does, while the times to results do.
 
 Run ``scripts/benchmark_shadow.py [--studies N] [--blocks N] [--interval-s S] [--json FILE]``.
 """
@@ -46,6 +48,8 @@ class Times:
 
     paced_ms: list[float] = field(default_factory=list)
     burst_per_s: list[float] = field(default_factory=list)
+    waited_ms: list[float] = field(default_factory=list)
+    """Of each paced study, for a shadow that was under way when it came."""
 
 
 def main() -> None:
@@ -65,7 +69,9 @@ def main() -> None:
         for number in range(2 * options.blocks):
             with_shadow = number % 2 == 1
             _set_shadow(house, former.card.version, with_shadow)
-            found[with_shadow].paced_ms += _paced(house, jpegs, options)
+            taken_ms, waited_ms = _paced(house, jpegs, options)
+            found[with_shadow].paced_ms += taken_ms
+            found[with_shadow].waited_ms += waited_ms
             found[with_shadow].burst_per_s.append(_burst(house, jpegs, options.studies))
         house.close()
     report = {("with" if shadow else "without"): _figures(times) for shadow, times in found.items()}
@@ -100,9 +106,18 @@ def _set_shadow(house: House, version: int, wanted: bool) -> None:
     house.work()  # loaded
 
 
-def _paced(house: House, jpegs: list[bytes], options: argparse.Namespace) -> list[float]:
-    """Milliseconds from arrival to recorded results."""
+def _paced(house: House, jpegs: list[bytes], options: argparse.Namespace) -> tuple[list[float], list[float]]:
+    """Milliseconds from arrival to recorded results, and of these, waited for a shadow."""
     arrived: dict[str, float] = {}
+    shadows: list[tuple[float, float]] = []
+    run_shadow = house.worker._run_shadow
+
+    def timed(work: Any) -> None:
+        began = time.time()
+        run_shadow(work)
+        shadows.append((began, time.time()))
+
+    house.worker._run_shadow = timed  # type: ignore[method-assign]
     done = threading.Event()
 
     def send() -> None:
@@ -119,9 +134,15 @@ def _paced(house: House, jpegs: list[bytes], options: argparse.Namespace) -> lis
             time.sleep(0.02)
     sender.join()
     house.work()
+    house.worker._run_shadow = run_shadow  # type: ignore[method-assign]
+    waited_ms = [
+        max((ended - at for began, ended in shadows if began < at < ended), default=0.0) * 1000
+        for at in arrived.values()
+    ]
     with house.store.read() as connection:
         rows = connection.execute(select(study.c.study_key, study.c.judged_at).where(study.c.study_key.in_(arrived)))
-        return [(row.judged_at.timestamp() - arrived[row.study_key]) * 1000 for row in rows]
+        taken_ms = [(row.judged_at.timestamp() - arrived[row.study_key]) * 1000 for row in rows]
+    return taken_ms, waited_ms
 
 
 def _unfinished(house: House) -> bool:
@@ -147,6 +168,9 @@ def _figures(times: Times) -> dict[str, Any]:
         "studies": len(times.paced_ms),
         "median_ms": round(statistics.median(times.paced_ms), 1),
         "p95_ms": round(float(np.quantile(times.paced_ms, 0.95)), 1),
+        "mean_ms": round(statistics.mean(times.paced_ms), 1),
+        "mean_wait_for_shadow_ms": round(statistics.mean(times.waited_ms), 1),
+        "longest_wait_for_shadow_ms": round(max(times.waited_ms), 1),
         "burst_studies_per_s": round(statistics.median(times.burst_per_s), 2),
     }
 
