@@ -14,6 +14,19 @@ import numpy as np
 import onnx
 
 from models.errors import ImportRefusedError
+from models.importing.activation_slopes import (
+    elu_slope,
+    erf_slope,
+    gelu_slope,
+    hard_sigmoid_slope,
+    hard_swish_slope,
+    is_positive,
+    leaky_slope,
+    mish_slope,
+    sigmoid_slope,
+    softsign_slope,
+    tanh_slope,
+)
 from models.importing.gradients import Cotangent, GradientBuilder
 from models.importing.graph import attributes
 
@@ -32,80 +45,6 @@ def _elementwise(slope: Callable[[GradientBuilder, onnx.NodeProto, str, str], st
         b.give(node.input[0], b.scaled(cotangent, slope(b, node, node.input[0], output)))
 
     return rule
-
-
-def _positive(b: GradientBuilder, x: str) -> str:
-    return b.as_float(b.emit("Greater", x, b.number(0.0)))
-
-
-def _between(b: GradientBuilder, x: str, low: float, high: float) -> str:
-    """1 where `low` < x < `high`."""
-    above = b.as_float(b.emit("Greater", x, b.number(low)))
-    return b.emit("Mul", above, b.as_float(b.emit("Less", x, b.number(high))))
-
-
-def _leaky(b: GradientBuilder, node: onnx.NodeProto, x: str, y: str) -> str:
-    alpha = attributes(node).get("alpha", 0.01)
-    return b.emit("Add", b.emit("Mul", _positive(b, x), b.number(1 - alpha)), b.number(alpha))
-
-
-def _elu(b: GradientBuilder, node: onnx.NodeProto, x: str, y: str) -> str:
-    alpha = attributes(node).get("alpha", 1.0)
-    below = b.emit("Mul", b.emit("Exp", b.emit("Min", x, b.number(0.0))), b.number(alpha))
-    return b.emit("Where", b.emit("Greater", x, b.number(0.0)), b.number(1.0), below)
-
-
-def _sigmoid(b: GradientBuilder, node: onnx.NodeProto, x: str, y: str) -> str:
-    return b.emit("Mul", y, b.emit("Sub", b.number(1.0), y))
-
-
-def _tanh(b: GradientBuilder, node: onnx.NodeProto, x: str, y: str) -> str:
-    return b.emit("Sub", b.number(1.0), b.emit("Mul", y, y))
-
-
-def _hard_sigmoid(b: GradientBuilder, node: onnx.NodeProto, x: str, y: str) -> str:
-    return b.emit("Mul", _between(b, y, 0.0, 1.0), b.number(attributes(node).get("alpha", 0.2)))
-
-
-def _hard_swish(b: GradientBuilder, node: onnx.NodeProto, x: str, y: str) -> str:
-    ramp = b.emit("Add", b.emit("Mul", x, b.number(1 / 3)), b.number(0.5))
-    above = b.as_float(b.emit("GreaterOrEqual", x, b.number(3.0)))
-    return b.emit("Add", b.emit("Mul", _between(b, x, -3.0, 3.0), ramp), above)
-
-
-def _erf(b: GradientBuilder, node: onnx.NodeProto, x: str, y: str) -> str:
-    bell = b.emit("Exp", b.emit("Neg", b.emit("Mul", x, x)))
-    return b.emit("Mul", bell, b.number(2 / math.sqrt(math.pi)))
-
-
-def _gelu(b: GradientBuilder, node: onnx.NodeProto, x: str, y: str) -> str:
-    half, one = b.number(0.5), b.number(1.0)
-    if attributes(node).get("approximate", "none") == "tanh":
-        root, cubic = math.sqrt(2 / math.pi), 0.044715
-        square = b.emit("Mul", x, x)
-        inner = b.emit(
-            "Mul",
-            b.emit("Mul", x, b.number(root)),
-            b.emit("Add", one, b.emit("Mul", square, b.number(cubic))),
-        )
-        tanh = b.emit("Tanh", inner)
-        rise = b.emit("Add", b.number(root), b.emit("Mul", square, b.number(3 * root * cubic)))
-        bend = b.emit("Mul", b.emit("Mul", x, b.emit("Sub", one, b.emit("Mul", tanh, tanh))), rise)
-        return b.emit("Mul", half, b.emit("Add", b.emit("Add", one, tanh), bend))
-    share = b.emit("Mul", half, b.emit("Add", one, b.emit("Erf", b.emit("Mul", x, b.number(math.sqrt(0.5))))))
-    bell = b.emit("Exp", b.emit("Mul", b.emit("Mul", x, x), b.number(-0.5)))
-    return b.emit("Add", share, b.emit("Mul", b.emit("Mul", x, bell), b.number(1 / math.sqrt(2 * math.pi))))
-
-
-def _mish(b: GradientBuilder, node: onnx.NodeProto, x: str, y: str) -> str:
-    tanh = b.emit("Tanh", b.emit("Softplus", x))
-    bend = b.emit("Mul", b.emit("Mul", x, b.emit("Sigmoid", x)), _tanh(b, node, x, tanh))
-    return b.emit("Add", tanh, bend)
-
-
-def _softsign(b: GradientBuilder, node: onnx.NodeProto, x: str, y: str) -> str:
-    width = b.emit("Add", b.emit("Abs", x), b.number(1.0))
-    return b.emit("Reciprocal", b.emit("Mul", width, width))
 
 
 def _clip_rule(b: GradientBuilder, node: onnx.NodeProto, output: str, cotangent: Cotangent) -> None:
@@ -536,24 +475,24 @@ RULES: dict[str, Rule] = {
     "Conv": _conv,
     "Div": _div,
     "Dropout": _passing,
-    "Elu": _elementwise(_elu),
+    "Elu": _elementwise(elu_slope),
     "Equal": _nothing,
-    "Erf": _elementwise(_erf),
+    "Erf": _elementwise(erf_slope),
     "Exp": _elementwise(lambda b, node, x, y: y),
     "Expand": _expand,
     "Flatten": _reshape,
     "Gather": _gather,
-    "Gelu": _elementwise(_gelu),
+    "Gelu": _elementwise(gelu_slope),
     "Gemm": _gemm,
     "GlobalAveragePool": _global_average,
     "GlobalMaxPool": _global_maximum,
     "Greater": _nothing,
     "GreaterOrEqual": _nothing,
-    "HardSigmoid": _elementwise(_hard_sigmoid),
-    "HardSwish": _elementwise(_hard_swish),
+    "HardSigmoid": _elementwise(hard_sigmoid_slope),
+    "HardSwish": _elementwise(hard_swish_slope),
     "Identity": _passing,
     "LayerNormalization": _layer_normalization,
-    "LeakyRelu": _elementwise(_leaky),
+    "LeakyRelu": _elementwise(leaky_slope),
     "Less": _nothing,
     "LessOrEqual": _nothing,
     "Log": _elementwise(lambda b, node, x, y: b.emit("Reciprocal", x)),
@@ -563,7 +502,7 @@ RULES: dict[str, Rule] = {
     "MaxPool": _max_pool,
     "Mean": _mean,
     "Min": _extreme("Min"),
-    "Mish": _elementwise(_mish),
+    "Mish": _elementwise(mish_slope),
     "Mul": _mul,
     "Neg": _elementwise(lambda b, node, x, y: b.number(-1.0)),
     "Not": _nothing,
@@ -577,20 +516,20 @@ RULES: dict[str, Rule] = {
     "ReduceMean": _reduction("ReduceMean"),
     "ReduceSum": _reduction("ReduceSum"),
     "ReduceSumSquare": _reduction("ReduceSumSquare"),
-    "Relu": _elementwise(lambda b, node, x, y: _positive(b, x)),
+    "Relu": _elementwise(lambda b, node, x, y: is_positive(b, x)),
     "Reshape": _reshape,
-    "Sigmoid": _elementwise(_sigmoid),
+    "Sigmoid": _elementwise(sigmoid_slope),
     "Sign": _nothing,
     "Slice": _slice,
     "Softmax": _softmax,
     "Softplus": _elementwise(lambda b, node, x, y: b.emit("Sigmoid", x)),
-    "Softsign": _elementwise(_softsign),
+    "Softsign": _elementwise(softsign_slope),
     "Split": _split,
     "Sqrt": _elementwise(lambda b, node, x, y: b.emit("Div", b.number(0.5), y)),
     "Squeeze": _reshape,
     "Sub": _sub,
     "Sum": _add,
-    "Tanh": _elementwise(_tanh),
+    "Tanh": _elementwise(tanh_slope),
     "Transpose": _transpose,
     "Unsqueeze": _reshape,
     "Where": _where,
