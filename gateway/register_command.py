@@ -18,13 +18,16 @@ if TYPE_CHECKING:  # every command imports this file, and ONNX Runtime is large
     from gateway.settings import Settings
     from gateway.store import Store
     from models.bundle_check import CheckResult
-    from models.card import Bundle
+    from models.card import Acceptance, Bundle
 
 OpenSite = Callable[[argparse.Namespace], "tuple[Settings, Path, Store]"]
 
 DRIFT_CHECK = "reference set as drift reads it"
 DVC_CHECK = "training data in the DVC repository"
+CRITERIA_CHECK = "criteria as comparisons judge them"
 _WAIVABLE_HERE = (DVC_CHECK,)
+_DRAWS = 500
+"""The fewest that an evaluation takes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,6 +134,8 @@ def examine(folder: Path, *, allow_missing: str = "", dvc_repository: Path | Non
         result = CheckResult(name="files", passed=False, detail=f"the folder cannot be read ({type(error).__name__})")
         return Examination(bundle=None, results=(result,), allow_missing=allow_missing)
     results = [*check_bundle(bundle), _as_drift_reads_it(bundle)]
+    if bundle.card.acceptance is not None:
+        results.append(_can_be_judged(bundle.card.acceptance))
     if dvc_repository is not None:
         results.append(_tracked_by_dvc(bundle, dvc_repository))
     return Examination(bundle=bundle, results=tuple(results), allow_missing=allow_missing)
@@ -146,6 +151,51 @@ def _as_drift_reads_it(bundle: Bundle) -> CheckResult:
     except DriftError as error:
         return CheckResult(name=DRIFT_CHECK, passed=False, detail=str(error))
     return CheckResult(name=DRIFT_CHECK, passed=True, detail=f"{len(reference.embeddings)} embeddings")
+
+
+def _can_be_judged(acceptance: Acceptance) -> CheckResult:
+    """Whether comparisons give every figure that the criteria ask for, slices included.
+
+    A version never changes: one whose criterion names no figure could never be promoted. The names are taken from an
+    evaluation of made-up cases.
+    """
+    import numpy as np
+
+    from evaluation.cases import ScoredCases
+    from evaluation.evaluate import evaluate
+    from evaluation.fairness import METRICS
+    from gateway.comparison.units import SLICES
+    from models.bundle_check import CheckResult
+
+    count = 64
+    scores = np.random.default_rng(0).random(count)
+    keys = np.array([str(number) for number in range(count)])
+    cases = ScoredCases(
+        case_keys=keys,
+        scores=scores,
+        baseline_scores=scores[::-1].copy(),
+        truth=(np.arange(count) % 2).astype(np.int8),
+        groups=keys,
+        operating_point=0.5,
+        baseline_operating_point=0.5,
+    )
+    overall = evaluate(cases, finding_name="any", draws=_DRAWS).overall
+    of_one, paired = set(overall.candidate.figures), overall.paired
+    of_two = set() if paired is None else set(paired.figures)
+    differences = set() if paired is None else set(paired.differences)
+    wrong = []
+    for criterion in acceptance.criteria:
+        is_difference = criterion.statistic.startswith("difference")
+        known = (differences if is_difference else of_one | of_two) | METRICS.keys()
+        name = criterion.slice.removeprefix("each:").partition("=")[0]
+        if criterion.metric not in known:
+            wrong.append(f"{criterion.name}: {criterion.metric} is none of {', '.join(sorted(known))}")
+        elif name and name not in SLICES:
+            wrong.append(f"{criterion.name}: {name} is none of {', '.join(SLICES)}")
+        elif criterion.metric in METRICS and criterion.slice and not criterion.slice.startswith("each:"):
+            wrong.append(f"{criterion.name}: a gap lies between slices; each:{name} is expected")
+    detail = "; ".join(wrong) or f"each of the {len(acceptance.criteria)} names a figure that comparisons give"
+    return CheckResult(name=CRITERIA_CHECK, passed=not wrong, detail=detail)
 
 
 def _tracked_by_dvc(bundle: Bundle, repository: Path) -> CheckResult:

@@ -20,7 +20,7 @@ from tiny_bundles import write_tiny_bundle
 from gateway.catalogue import embedded_registry_uri
 from gateway.errors import LifecycleError
 from gateway.model_record import entries, load_record_key, verify
-from gateway.register_command import DVC_CHECK, add_register_step, examine, register
+from gateway.register_command import CRITERIA_CHECK, DVC_CHECK, add_register_step, examine, register
 from gateway.settings import Settings, load_settings
 from gateway.site_key import prepare_site_key
 from gateway.store import Store, open_store
@@ -28,7 +28,7 @@ from gateway.store.models import VersionState, known_versions
 from models import bundled_folders
 from models.card import CARD_FILE, GOLDEN_FILE, load_bundle
 from models.dvc import dvc_hash
-from models.errors import RegistryError
+from models.errors import BundleError, RegistryError
 from models.registry import ModelRegistry, bundle_sha256
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -164,7 +164,7 @@ def test_what_fails_leaves_no_trace(site: Site, tmp_path: Path, capsys: pytest.C
     printed = capsys.readouterr().out
     assert "FAILED  licence" in printed
     assert "the card says opset 18, the graph 17" in printed
-    assert "tiny@1 is not registered: 2 of 14 checks failed" in printed
+    assert "tiny@1 is not registered: 2 of 15 checks failed" in printed
     assert versions_of(site) == record_of(site) == []
     assert not (site.data_dir / "mlflow.db").exists()
 
@@ -191,7 +191,7 @@ def test_checking_only_needs_no_gateway(tmp_path: Path, capsys: pytest.CaptureFi
     assert options.run(options) == 0
     said = json.loads(capsys.readouterr().out)
     assert (said["passed"], said["registered"], said["new"]) == (True, False, False)
-    assert len(said["checks"]) == 14
+    assert len(said["checks"]) == 15
 
 
 def test_knowing_the_command_costs_neither_onnx_runtime_nor_mlflow() -> None:
@@ -212,6 +212,35 @@ def test_what_may_be_missing_may_be_so_for_a_reason_that_is_recorded(
     (entry,) = record_of(site)
     assert set(entry.detail["waived"]) == {"acceptance criteria", "training data's DVC hash"}
     assert entry.detail["allow_missing"] == "A published model; its makers state no hash."
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"metric": "auc"}, "auc is none of accuracy, agreement, auc_pr, auc_roc"),
+        ({"metric": "agreement", "statistic": "difference"}, "agreement is none of accuracy, auc_pr"),
+        ({"slice": "each:camera"}, "camera is none of device, manufacturer"),
+        ({"slice": "Sex=F"}, None),
+        ({"metric": "sensitivity_gap", "slice": "sex=F"}, "each:sex is expected"),
+    ],
+)
+def test_a_criterion_that_no_comparison_could_judge(tmp_path: Path, change: dict[str, str], words: str | None) -> None:
+    bundle = write_tiny_bundle(tmp_path / "bundle")
+    assert bundle.card.acceptance is not None
+    acceptance = bundle.card.acceptance.model_dump(mode="json")
+    acceptance["criteria"][0] |= change
+    if words is None:
+        with pytest.raises(BundleError, match="slice"):
+            write_tiny_bundle(tmp_path / "other", acceptance=acceptance)
+        return
+    (failed,) = examine(write_tiny_bundle(tmp_path / "other", acceptance=acceptance).folder, allow_missing="x").failed
+    assert failed.name == CRITERIA_CHECK
+    assert words in failed.detail
+
+
+@pytest.mark.parametrize("folder", bundled_folders(), ids=lambda folder: f"{folder.parent.name}-{folder.name}")
+def test_what_ships_could_be_registered(folder: Path) -> None:
+    assert examine(folder).failed == ()
 
 
 def test_a_reason_waives_nothing_else(site: Site, tmp_path: Path) -> None:
