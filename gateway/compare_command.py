@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import getpass
+import glob
 import json
 import os
 import sys
@@ -148,8 +149,8 @@ def _site(options: argparse.Namespace, open_site: OpenSite, stack: ExitStack) ->
 
 
 def _forget(key_file: Path, out: Path) -> None:
-    """Delete the key of a comparison that is done: nothing refers to it any more."""
-    if (out / "report.json").is_file():
+    """Delete the key of a comparison that is done, or that left nothing to go on with."""
+    if not any(out.parent.glob(f".{glob.escape(out.name)}-*")):
         key_file.unlink(missing_ok=True)
 
 

@@ -98,6 +98,10 @@ class Job:
     def __post_init__(self) -> None:
         if self.site is None and self.out is None:
             raise ComparisonError("no gateway's data folder; expected --out DIR for the report")
+        if self.site is None and isinstance(self.source, Query):
+            raise ComparisonError(
+                "a query is about saved studies, and no gateway has run there; expected --data-dir, or a folder"
+            )
         if self.out is not None and self.out.exists() and not _is_empty(self.out):
             raise ComparisonError(f"{self.out} is there already; expected a folder that is not, or is empty")
 
@@ -186,6 +190,7 @@ def compare(
         )
         count = score_all(_listed(job, truth, skipped), sessions, preparation, book, executor, progress=progress)
         if count == 0:
+            shutil.rmtree(job.work, ignore_errors=True)  # nothing to go on with
             raise ComparisonError(_nothing(job, skipped))
         scoring_s = time.monotonic() - began
         judged = judge(job, book, truth)

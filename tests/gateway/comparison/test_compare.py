@@ -215,6 +215,7 @@ def test_the_page_needs_no_network_and_names_what_was_compared(made: Path) -> No
     [
         (("--studies", "EMPTY"), "no DICOM image to compare on (files: 1 not DICOM)"),
         (("--studies", "nonsense"), "neither a folder nor a query"),
+        (("--studies", "model=tiny"), "no gateway has run there; expected --data-dir"),
         (("--truth", "BAD"), "present, absent or ungradable"),
         (("--truth", "MISSING"), "cannot be read"),
         (("--draws", "0"), "expected 1 or more"),
@@ -231,7 +232,7 @@ def test_what_cannot_be_compared_says_why(
     value = str(tmp_path / paths[change[1]]) if change[1] in paths else change[1]
     assert compare(place, "one", "two", out=tmp_path / "out", more=(change[0], value)) == 1
     assert words in capsys.readouterr().err
-    assert not (tmp_path / "out").exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bad.csv", "empty"], "nothing is left behind"
 
 
 @pytest.mark.parametrize(
