@@ -109,7 +109,8 @@ class Job:
     def work(self) -> Path:
         """The working folder: the same for the same job, so that one that was stopped is found again."""
         source = self.source.text if isinstance(self.source, Query) else str(self.source.resolve())
-        name = working_name(*(version.bundle_sha256 for version in self.pair.versions), source)
+        machinery = f"{self.threads} threads, {self.providers}"  # may round otherwise
+        name = working_name(*(version.bundle_sha256 for version in self.pair.versions), source, machinery)
         if self.site is not None:
             return self.site.data_dir / FOLDER / _WORK / name
         assert self.out is not None

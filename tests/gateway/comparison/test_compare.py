@@ -30,6 +30,7 @@ from gateway.comparison.scores import SCORES_FILE, ScoreBook
 from gateway.comparison.versions import find_version
 from gateway.deidentify import Deidentifier
 from gateway.errors import ComparisonError
+from gateway.settings import load_settings
 
 KEY = hashlib.sha256(b"of the tests").digest()
 CASES = 40
@@ -354,6 +355,7 @@ def test_two_at_once_do_not_disturb_each_other(place: Path, tmp_path: Path, caps
         site_key=KEY,
         site=None,
         out=tmp_path / "out",
+        providers=load_settings(environment={}).worker.providers or None,
     )
     book = ScoreBook(job.work)
     try:
