@@ -7,7 +7,7 @@ the settings of [shadow]). Whatever goes wrong costs the shadow's own prediction
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from gateway.canary import paused_words
@@ -32,7 +32,7 @@ class Decided:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShadowWork:
-    """One study, for the versions that run in its shadow."""
+    """Some frames of one study, for the versions that run in its shadow."""
 
     study_key: str
     frames: tuple[PreparedFrame, ...]
@@ -56,7 +56,7 @@ class ShadowImage:
 
 @dataclass(slots=True, kw_only=True)
 class ShadowOutcome:
-    """What became of one study in the shadow."""
+    """What became of one piece in the shadow."""
 
     study_key: str
     images: list[ShadowImage] = field(default_factory=list)
@@ -69,40 +69,39 @@ class ShadowOutcome:
         self.failures.setdefault((card.name, card.version), failure)
 
 
-def shadow_work(judgement: StudyJudgement) -> ShadowWork | None:
-    """What is left to do in the shadow of a study that has been judged."""
-    if not judgement.companions:
-        return None
-    return ShadowWork(
-        study_key=judgement.study.study_key,
-        frames=judgement.companions,
-        decided={
-            (image.instance_key, image.frame_index, image.prediction.model_name): Decided(
-                version=image.prediction.model_version, decisions=image.decisions
-            )
-            for image in judgement.judged
-        },
+def shadow_work(judgement: StudyJudgement) -> tuple[ShadowWork, ...]:
+    """What is left to do in the shadow of a study that has been judged, in small pieces."""
+    frames = judgement.companions
+    decided = {
+        (image.instance_key, image.frame_index, image.prediction.model_name): Decided(
+            version=image.prediction.model_version, decisions=image.decisions
+        )
+        for image in judgement.judged
+    }
+    return tuple(
+        ShadowWork(
+            study_key=judgement.study.study_key, frames=frames[start : start + FRAMES_AT_A_TIME], decided=decided
+        )
+        for start in range(0, len(frames), FRAMES_AT_A_TIME)
     )
 
 
 def run_shadow(work: ShadowWork, engine: Engine) -> ShadowOutcome:
-    """Run the shadows of one study. What the breaker of a version keeps away is a failure of it as well."""
+    """Run the shadows of a piece. What the breaker of a version keeps away is a failure of it as well."""
     outcome = ShadowOutcome(study_key=work.study_key)
-    for start in range(0, len(work.frames), FRAMES_AT_A_TIME):
-        allowed = []
-        for frame in work.frames[start : start + FRAMES_AT_A_TIME]:
-            card = frame.session.bundle.card
-            breaker = engine.breakers.of(card.name, card.version)
-            if breaker.is_closed:
-                allowed.append(frame)
-            else:
-                outcome.add_failure(frame, paused_words(breaker.reason))
-        for frame, answer in zip(allowed, predict(allowed, engine.breakers, engine.fuse), strict=True):
-            if isinstance(answer, InferenceError):
-                outcome.add_failure(frame, str(answer))
-            else:
-                image = judge_frame(frame, answer, engine)
-                outcome.images.append(paired(image, work.decided.get(frame.key)))
+    allowed = []
+    for frame in work.frames:
+        card = frame.session.bundle.card
+        breaker = engine.breakers.of(card.name, card.version)
+        if breaker.is_closed:
+            allowed.append(frame)
+        else:
+            outcome.add_failure(frame, paused_words(breaker.reason))
+    for frame, answer in zip(allowed, predict(allowed, engine.breakers, engine.fuse), strict=True):
+        if isinstance(answer, InferenceError):
+            outcome.add_failure(frame, str(answer))
+        else:
+            outcome.images.append(paired(judge_frame(frame, answer, engine), work.decided.get(frame.key)))
     return outcome
 
 
@@ -132,10 +131,11 @@ class Backlog:
         """Whether more waits than may."""
         return self._size_bytes > self.limit_bytes
 
-    def add(self, work: ShadowWork) -> None:
-        """Let it wait."""
-        self._waiting.append(work)
-        self._size_bytes += work.size_bytes
+    def extend(self, pieces: Iterable[ShadowWork]) -> None:
+        """Let them wait."""
+        for work in pieces:
+            self._waiting.append(work)
+            self._size_bytes += work.size_bytes
 
     def take(self) -> ShadowWork | None:
         """The one that has waited longest."""

@@ -236,9 +236,9 @@ class Worker:
             self._isolate(batch, error)
             return
         for each, judgement in zip(batch, judgements, strict=True):
-            work = shadow_work(judgement)
-            if self._conclude(each, judgement) and work is not None:
-                self._backlog.add(work)
+            pieces = shadow_work(judgement)
+            if self._conclude(each, judgement):
+                self._backlog.extend(pieces)
         self._judged += len(batch)
         logger.info("judged %d studies in %.0f ms", len(batch), (time.perf_counter() - started) * 1000)
 

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from gateway.canary_guard import CanaryGuard
 from gateway.fuse import Fuse
 from gateway.model_record import entries, record_key
 from gateway.serving import Versions
+from gateway.shadow import shadow_work
 from gateway.site_key import load_site_key
 from gateway.store.models import VersionState, find_version
 from gateway.store.monitoring import processes
@@ -124,6 +126,14 @@ def test_a_study_that_comes_meanwhile_goes_before_the_shadow(
     house.work()
     assert [kind for kind, _ in order] == ["judged"] * 3 + ["shadow"] * 3
     assert {key for _, key in order} == set(keys)
+
+
+def test_a_study_of_many_frames_goes_through_the_shadow_in_small_pieces() -> None:
+    frames = tuple(range(11))
+    judgement: Any = SimpleNamespace(companions=frames, judged=(), study=SimpleNamespace(study_key="k"))
+    pieces = shadow_work(judgement)
+    assert [len(piece.frames) for piece in pieces] == [4, 4, 3]
+    assert sum((piece.frames for piece in pieces), ()) == frames
 
 
 @pytest.mark.parametrize(("when_full", "pairs"), [("run", 3), ("skip", 0)])
