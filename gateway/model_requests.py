@@ -128,7 +128,8 @@ def approve(
     Raises
     ------
     LifecycleError
-        Name and password do not belong together, the account may not decide on models, or has approved already; the request is not open; or a need is not met any more.
+        Name and password do not belong together, the account may not decide on models, or has approved already; the
+        request is not open; or a need is not met any more.
     BusyError
         Too many passwords are being checked at once.
     """
