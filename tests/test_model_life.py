@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from derived_bundles import Change, derive, failing_above, with_scaled_head
+from derived_bundles import Change, derive, failing_between, with_scaled_head
 from photographs import drawn_jpeg, op_dataset, write
 from PIL import Image, ImageEnhance
 from pydicom import dcmread
@@ -58,8 +58,8 @@ CRITERIA = {
         },
     ],
 }
-BETWEEN_DARK_AND_BRIGHT = -0.48
-"""Mean of the tensor: drawn photographs have -0.53, brightened ones -0.40."""
+BRIGHT = (-0.43, -0.36)
+"""Means of the tensor: drawn photographs have -0.53, the golden ones -0.51 to -0.45, brightened ones -0.40."""
 pytestmark = pytest.mark.slow
 
 
@@ -279,7 +279,7 @@ def test_a_report_counts_for_its_own_version_alone(site: Site) -> None:
 
 
 def test_a_canary_that_fails_ends_by_itself_and_loses_nothing(site: Site) -> None:
-    site.register(13, failing_above(BETWEEN_DARK_AND_BRIGHT))  # so well on the darker test photographs
+    site.register(13, failing_between(*BRIGHT))  # so well on the darker test photographs
     report = site.compare(13)
     assert report["verdict"] == "met"
     site.let_in(13, "canary", report["comparison_key"], "--fraction", "1")
@@ -293,11 +293,11 @@ def test_a_canary_that_fails_ends_by_itself_and_loses_nothing(site: Site) -> Non
     ended = json.loads(site.run("models", "record", f"{MODEL}@13", "--json"))
     (last,) = [entry for entry in ended if entry["action"] == "end canary"]
     assert last["actor"] == "guard"
-    assert "error" in last["reason"]
+    assert last["reason"].startswith("failed in 30 of 30 studies")
     site.run("models", "shadow", f"{MODEL}@13", "--stop", "--reason", "it fails")
 
 
-def test_roll_back_under_load_loses_nothing_and_gives_the_former_outputs(site: Site) -> None:
+def test_roll_back_under_load_loses_nothing_gives_the_former_outputs_and_is_recorded(site: Site) -> None:
     before = scores(site.judged(site.send(1)))
     site.register(14, with_scaled_head(0.99))
     report = site.compare(14)
@@ -327,7 +327,7 @@ def test_roll_back_under_load_loses_nothing_and_gives_the_former_outputs(site: S
     finally:
         stop.set()
         thread.join()
-    assert (said["from_version"], said["to_version"]) == (14, 2)
+    assert (said["from"], said["to"]) == (14, 2)
     found = site.judged(load)
     assert len(found) == len(set(load))
     rows = [row for each in found.values() for row in each if row["role"] == "champion"]
@@ -338,8 +338,7 @@ def test_roll_back_under_load_loses_nothing_and_gives_the_former_outputs(site: S
     assert scores(site.judged(site.send(1))) == before
     assert site.states()[14] == "retired"
 
-
-def test_the_record_tells_it_all_and_shows_tampering(site: Site) -> None:
+    # And the record tells all of it.
     entries = json.loads(site.run("models", "record", MODEL, "--json"))
     told = [(entry["action"], entry["version"]) for entry in entries]
     assert ("promote", 14) in told
@@ -356,4 +355,5 @@ def test_any_result_can_be_replayed(site: Site) -> None:
     site.judged([uid])
     (study,) = [row for row in site.gateway.studies() if row["study_instance_uid"] == uid]
     said = json.loads(site.run("studies", "replay", study["study_key"], "--json"))
-    assert said["same"] is True
+    assert said["outcome"] == "same"
+    assert [each["model_version"] for each in said["predictions"]] == [2]

@@ -55,22 +55,26 @@ def with_scaled_head(factor: float) -> Change:
     return change
 
 
-def failing_above(limit: float) -> Change:
-    """Let the graph fail at run time for an input whose mean is above `limit`.
+def failing_between(low: float, high: float) -> Change:
+    """Let the graph fail at run time for an input whose mean lies between the two.
 
-    The index of a Gather leaves its table there, which ONNX Runtime refuses; below it nothing is changed.
+    Elsewhere nothing is changed, so that it loads and its golden run passes. The index of a Gather leaves its table,
+    which ONNX Runtime refuses.
     """
 
     def change(model: onnx.ModelProto) -> None:
         graph = model.graph
         first = next(node for node in graph.node if "image" in node.input)
         position = list(graph.node).index(first)
-        graph.initializer.append(numpy_helper.from_array(np.array(limit, dtype=np.float32), "trap.limit"))
+        for name, value in (("trap.low", low), ("trap.high", high)):
+            graph.initializer.append(numpy_helper.from_array(np.array(value, dtype=np.float32), name))
         graph.initializer.append(numpy_helper.from_array(np.zeros(1, dtype=np.float32), "trap.table"))
         nodes = [
             helper.make_node("ReduceMean", ["image"], ["trap.mean"], keepdims=0),
-            helper.make_node("Greater", ["trap.mean", "trap.limit"], ["trap.above"]),
-            helper.make_node("Cast", ["trap.above"], ["trap.index"], to=onnx.TensorProto.INT64),
+            helper.make_node("Greater", ["trap.mean", "trap.low"], ["trap.above"]),
+            helper.make_node("Less", ["trap.mean", "trap.high"], ["trap.below"]),
+            helper.make_node("And", ["trap.above", "trap.below"], ["trap.between"]),
+            helper.make_node("Cast", ["trap.between"], ["trap.index"], to=onnx.TensorProto.INT64),
             helper.make_node("Gather", ["trap.table", "trap.index"], ["trap.zero"]),
             helper.make_node("Add", ["image", "trap.zero"], ["trap.image"]),
         ]
