@@ -58,9 +58,7 @@ def add_compare_command(
     parser.add_argument("--out", type=Path, metavar="DIR", help="also write the report here; needed without a gateway")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the bootstrap and of what is shown (0)")
     parser.add_argument("--draws", type=int, default=2000, metavar="N", help="of the bootstrap (2000)")
-    parser.add_argument(
-        "--least-cases", type=int, metavar="N", help="slices of fewer are small (as the card says, or 30)"
-    )
+    parser.add_argument("--least-cases", type=int, default=30, metavar="N", help="slices of fewer are small (30)")
     parser.add_argument("--threads", type=int, metavar="N", help="for decoding and inference (one a core)")
     parser.add_argument("--json", action="store_true", help="for machines")
     parser.set_defaults(run=lambda options: _compare(options, open_site))
@@ -91,7 +89,7 @@ def _job(options: argparse.Namespace, open_site: OpenSite, stack: ExitStack) -> 
     """What is asked for; raises for all that can be wrong before a case is opened."""
     if len(options.versions) > 2:
         raise ComparisonError("expected one version, or two: the baseline, then the candidate")
-    if options.draws < 1 or (options.least_cases is not None and options.least_cases < 1) or options.seed < 0:
+    if options.draws < 1 or options.least_cases < 1 or options.seed < 0:
         raise ComparisonError("--draws and --least-cases: expected 1 or more; --seed: 0 or more")
     from gateway.bulk.workers import make_finder
     from gateway.catalogue import embedded_registry_uri
@@ -129,7 +127,7 @@ def _job(options: argparse.Namespace, open_site: OpenSite, stack: ExitStack) -> 
         ),
         seed=options.seed,
         draws=options.draws,
-        asked_least_cases=options.least_cases,
+        least_cases=options.least_cases,
         threads=options.threads or os.cpu_count() or 1,
         providers=settings.worker.providers or None,
         decoding=DecodingLimits(**settings.decoding.model_dump()),

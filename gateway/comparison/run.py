@@ -87,8 +87,8 @@ class Job:
     truth_options: TruthOptions = field(default_factory=TruthOptions)
     seed: int = 0
     draws: int = DEFAULT_DRAWS
-    asked_least_cases: int | None = None
-    """Slices of fewer cases are small; ``None``: as many as the candidate's criteria ask for."""
+    least_cases: int = DEFAULT_LEAST_CASES
+    """Slices of fewer cases are small. What the criteria ask for stands in the card."""
     threads: int = 1
     providers: tuple[str, ...] | None = None
     decoding: DecodingLimits = field(default_factory=DecodingLimits)
@@ -104,14 +104,6 @@ class Job:
             )
         if self.out is not None and self.out.exists() and not _is_empty(self.out):
             raise ComparisonError(f"{self.out} is there already; expected a folder that is not, or is empty")
-
-    @property
-    def least_cases(self) -> int:
-        """Slices of fewer cases are small."""
-        if self.asked_least_cases is not None:
-            return self.asked_least_cases
-        acceptance = self.pair.candidate.bundle.card.acceptance
-        return DEFAULT_LEAST_CASES if acceptance is None else acceptance.least_cases
 
     @property
     def work(self) -> Path:
