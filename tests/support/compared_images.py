@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import random
+import re
 from pathlib import Path
 
 import numpy as np
@@ -40,7 +41,7 @@ def write_chest(folder: Path, count: int | None = None) -> Path:
     folder.mkdir(parents=True)
     truth = []
     for number, (path, ill) in enumerate(chest_files()[:count]):
-        person = path.name.split("_")[0] if path.name.startswith("person") else "-".join(path.stem.split("-")[:2])
+        person = re.match(r"person\d+|(NORMAL2-)?IM-\d+", path.name)[0]  # type: ignore[index]
         dataset = radiograph(np.asarray(Image.open(path).convert("L")), person=person, number=number)
         write(dataset, folder / f"{path.stem}.dcm")
         truth.append((f"{path.stem}.dcm", "present" if ill else "absent"))
