@@ -14,7 +14,6 @@ import hashlib
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -34,7 +33,7 @@ from gateway.site_key import load_site_key
 from gateway.store import Store
 from gateway.store.models import KnownVersion, known_versions
 from gateway.store.records import Recorded, RecordedPrediction, find_recorded
-from gateway.study import ReceivedInstance
+from gateway.study import kept_instance
 from models.card import load_bundle
 from models.decoding import DecodingLimits, DecodingPool
 from models.errors import BundleError, ModelError
@@ -268,7 +267,7 @@ class Player:
             site_key = load_site_key(self.settings.deidentification, self.data_dir)
             deidentifier = Deidentifier(site_key, self.settings.deidentification.profile)
             return Input(
-                dataset=deidentifier.instance(_received(instance_key, path)).dataset,
+                dataset=deidentifier.instance(kept_instance(instance_key, path)).dataset,
                 source=ORIGINAL,
                 differences=() if sha256 == original.sha256 else (difference,),
             )
@@ -280,20 +279,6 @@ class Player:
         when = "" if original is None or original.removed_at is None else f" on {original.removed_at:%Y-%m-%d}"
         expired = f"the received image has expired{when}" if when or original is None else "the received image is gone"
         raise ReplayError(f"the input is gone: {expired}, and no copy of it was saved")
-
-
-def _received(instance_key: str, path: Path) -> ReceivedInstance:
-    return ReceivedInstance(
-        instance_key=instance_key,
-        path=path,
-        sop_class_uid="",
-        sop_instance_uid="",
-        series_instance_uid="",
-        study_instance_uid="",
-        transfer_syntax_uid="",
-        calling_ae_title="",
-        received_at=datetime.min.replace(tzinfo=UTC),
-    )
 
 
 def data_set_sha256(path: Path) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
 from typing import cast
@@ -85,6 +85,21 @@ class ReceivedInstance:
         # ValueError and NotImplementedError: pydicom's on values of a wrong length or an unknown VR.
         except (OSError, InvalidDicomError, RecursionError, ValueError, NotImplementedError) as error:
             raise UnreadableError(f"image {self.instance_key} cannot be read: {type(error).__name__}") from error
+
+
+def kept_instance(instance_key: str, path: Path) -> ReceivedInstance:
+    """An image of the object folder by key and file alone, for who needs nothing of how it came."""
+    return ReceivedInstance(
+        instance_key=instance_key,
+        path=path,
+        sop_class_uid="",
+        sop_instance_uid="",
+        series_instance_uid="",
+        study_instance_uid="",
+        transfer_syntax_uid="",
+        calling_ae_title="",
+        received_at=datetime.min.replace(tzinfo=UTC),
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -51,7 +51,7 @@ from gateway.store.saved import (
     was_removed,
     write_place,
 )
-from gateway.study import ReceivedInstance
+from gateway.study import kept_instance
 from models.card import file_sha256
 
 logger = logging.getLogger(__name__)
@@ -229,14 +229,18 @@ class Saver:
             if first is None:
                 folder.abandon()
                 return False
+            if known is None:
+                row = self._described(row, study, *first)
             folder.finish()
+        except UnreadableError as error:  # of this study alone: it must not hold up those after it
+            folder.abandon()
+            logger.warning("study %s is not saved as it is now: %s", study.study_key, error)
+            return False
         except OSError:
             folder.abandon()
             raise
         size_bytes = sum(size for _, _, size in files.values())
         row = replace(row, instance_count=len(files), size_bytes=size_bytes)
-        if known is None:
-            row = self._described(row, study, first)
         named = {key: (name, sha256) for key, (name, sha256, _) in files.items()}
         unneeded = add_saved_study(self.store, row, _predictions(study, named))
         if unneeded is not None:
@@ -246,17 +250,25 @@ class Saver:
 
     def _write_files(
         self, study: JudgedStudy, folder: NewFolder, known: SavedStudyRow | None
-    ) -> tuple[dict[str, tuple[str, str, int]], Dataset | None]:
-        """Instance key -> name, sha256 and size of each file; and one of the copies made now, if there is any.
+    ) -> tuple[dict[str, tuple[str, str, int]], tuple[str, Dataset] | None]:
+        """Instance key -> name, sha256 and size of each file; and one of the copies made now with its key, if any.
 
         What was saved before is taken over: it does not change, and its original may have expired.
+
+        Raises
+        ------
+        UnreadableError
+            What was saved before is gone.
         """
         files: dict[str, tuple[str, str, int]] = {}
         for image in known.images if known is not None else ():
             if known is not None and image.instance_key not in files:
-                path = folder.take_over(self.data_dir / known.folder / image.file_name)
+                try:
+                    path = folder.take_over(self.data_dir / known.folder / image.file_name)
+                except FileNotFoundError as error:
+                    raise UnreadableError(f"saved image {image.instance_key} is gone") from error
                 files[image.instance_key] = (path.name, image.sha256, path.stat().st_size)
-        made: Dataset | None = None
+        made: tuple[str, Dataset] | None = None
         for key, relative in study.files.items():
             self.alive()
             if key in files:
@@ -269,17 +281,16 @@ class Saver:
                 folder.drop(f"{key}.dcm")
                 continue
             files[key] = (path.name, file_sha256(path), path.stat().st_size)
-            made = made or copy
+            made = made or (key, copy)
         return files, made
 
     def _copy(self, instance_key: str, relative: str) -> Dataset:
-        received = _received(instance_key, ObjectFolder(self.data_dir / "objects").path(relative))
+        received = kept_instance(instance_key, ObjectFolder(self.data_dir / "objects").path(relative))
         return self.site().deidentifier.instance(received).dataset
 
-    def _described(self, row: SavedStudyRow, study: JudgedStudy, copy: Dataset) -> SavedStudyRow:
-        """With the patient's pseudonym, and what is kept of the patient."""
-        key, relative = next(iter(study.files.items()))
-        original = _received(key, ObjectFolder(self.data_dir / "objects").path(relative)).read(pixels=False)
+    def _described(self, row: SavedStudyRow, study: JudgedStudy, key: str, copy: Dataset) -> SavedStudyRow:
+        """With the patient's pseudonym, and what is kept of the patient, by an image that could be copied."""
+        original = kept_instance(key, ObjectFolder(self.data_dir / "objects").path(study.files[key])).read(pixels=False)
         calling_ae_title, modality = study.sources[key]
         told = characteristics(
             age_and_sex(self.store, study.study_key), original, calling_ae_title, self.site().site_key
@@ -310,20 +321,6 @@ class Saver:
                 return False
             remove_saved(self.store, self.data_dir, going, actor=ACTOR, reason="room for newer ones", now=now)
         return True
-
-
-def _received(instance_key: str, path: Path) -> ReceivedInstance:
-    return ReceivedInstance(
-        instance_key=instance_key,
-        path=path,
-        sop_class_uid="",
-        sop_instance_uid="",
-        series_instance_uid="",
-        study_instance_uid="",
-        transfer_syntax_uid="",
-        calling_ae_title="",
-        received_at=datetime.min.replace(tzinfo=UTC),
-    )
 
 
 def _predictions(study: JudgedStudy, files: dict[str, tuple[str, str]]) -> list[NewPrediction]:

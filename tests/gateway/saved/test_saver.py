@@ -34,7 +34,7 @@ from gateway.store import Store, open_store
 from gateway.store.intake import new_key
 from gateway.store.monitoring import processes
 from gateway.store.retention import remove_originals
-from gateway.store.saved import SavedStudyRow, find_saved, read_place, write_place
+from gateway.store.saved import SavedStudyRow, find_saved, judged_study, read_place, write_place
 from gateway.store.schema import alarm, audit, prediction
 from gateway.web.health import expected_processes
 
@@ -297,6 +297,47 @@ def test_a_study_without_files_left_is_passed_by(shelf: Store, tmp_path: Path) -
         ).scalar_one()
     assert missing not in found
     assert other == missing or other in found
+
+
+def _spoil(data_dir: Path, instance_key: str) -> None:
+    (path,) = (data_dir / "objects" / "instances").rglob(f"{instance_key}.dcm")
+    path.write_bytes(b"no DICOM")
+
+
+def test_an_image_that_cannot_be_read_costs_neither_its_study_nor_the_next(shelf: Store, tmp_path: Path) -> None:
+    study_uid = generate_uid()
+    images = []
+    for seed in (1, 2):
+        dataset = photograph(seed, study_instance_uid=study_uid)
+        study_key, instance_key = receive(shelf, tmp_path, dataset)
+        judge(shelf, study_key, instance_key, dataset)
+        images.append(instance_key)
+    lost = judged_study(shelf, study_key)
+    assert lost is not None
+    _spoil(tmp_path, next(iter(lost.files)))
+    after = judged(shelf, tmp_path, photograph(3))
+    saver = saver_of(shelf, tmp_path, saving(EVERYTHING))
+    assert saver.look(budget_s=60) == 2
+    assert saver.waiting == ""
+    assert assert_rows_and_files_agree(shelf, tmp_path) == {study_key: 1, after: 1}
+    assert row_of(shelf, study_key).person, "from the image that could be copied"
+
+
+def test_a_saved_file_that_is_gone_holds_up_no_other_study(shelf: Store, tmp_path: Path) -> None:
+    study_uid = generate_uid()
+    study_key = judged(shelf, tmp_path, photograph(study_instance_uid=study_uid))
+    saver = saver_of(shelf, tmp_path, saving(EVERYTHING))
+    saver.look()
+    row = row_of(shelf, study_key)
+    (tmp_path / row.folder / row.images[0].file_name).unlink()
+    late = photograph(2, study_instance_uid=study_uid)
+    judged(shelf, tmp_path, late)
+    after = judged(shelf, tmp_path, photograph(3))
+    assert saver.look(budget_s=60) == 1
+    assert saver.waiting == ""
+    assert row_of(shelf, after).instance_count == 1
+    assert row_of(shelf, study_key).folder == row.folder
+    assert not list((tmp_path / "saved").glob(".unfinished*"))
 
 
 def _status(free_bytes: int) -> Any:
