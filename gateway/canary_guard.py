@@ -162,6 +162,8 @@ class Evidence:
     failed: frozenset[str] = frozenset()
     _judged_after: int = 0
     _compared_after: int = 0
+    _counted: set[int] = field(default_factory=set)
+    """Of pairs, the ids that the next look will come by again."""
 
     def take_in(self, store: Store, canary: KnownVersion, champion: int) -> None:
         """Read what has come since the last look."""
@@ -187,8 +189,11 @@ class Evidence:
             self.judged.add(study_key)
             self._judged_after = max(self._judged_after, prediction_id)
         for pair in _all(pairs, self._compared_after - OVERLAP, lambda row: row.prediction_id):
-            self.compared.setdefault(pair.study_key, Compared()).add(pair)
+            if pair.prediction_id not in self._counted:
+                self._counted.add(pair.prediction_id)
+                self.compared.setdefault(pair.study_key, Compared()).add(pair)
             self._compared_after = max(self._compared_after, pair.prediction_id)
+        self._counted = {number for number in self._counted if number > self._compared_after - OVERLAP}
         self.failed = failed_studies(store, model_name=name, version=version, since=since)
 
     def figures(self, limits: Limits) -> list[Figure]:

@@ -19,6 +19,7 @@ from gateway.settings import load_settings
 from gateway.store import Store, open_store
 from gateway.store.models import KnownVersion, VersionState, add_version, find_version
 from gateway.store.monitoring import raise_alarm
+from gateway.store.rollout import Pair
 from gateway.store.schema import model_failure, model_version
 
 NOW = datetime(2026, 1, 5, 12, tzinfo=UTC)
@@ -196,3 +197,22 @@ def test_a_drift_alarm_ends_it_where_that_is_asked_for(store: Store, tmp_path: P
             entry = entries(connection)[-1]
         assert (entry.actor, entry.reason) == ("guard", "drift alarm: charts on all")
         assert entry.detail["alarms"] == [key]
+
+
+def test_a_pair_that_is_looked_at_again_counts_once(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    pairs = [
+        Pair(prediction_id=number, study_key="s", agrees=True, canary_ms=30.0, champion_ms=10.0 * number)
+        for number in range(1, 4)
+    ]
+
+    def after(_: Store, *, after: int, **__: object) -> tuple[Pair, ...]:
+        return tuple(each for each in pairs if each.prediction_id > after)
+
+    monkeypatch.setattr("gateway.canary_guard.pairs_after", after)
+    evidence = Evidence()
+    for _ in range(3):
+        evidence.take_in(store, canary(store), 1)
+    assert (evidence.compared["s"].canary_ms, evidence.compared["s"].champion_ms) == (90.0, 60.0)
+    pairs.append(Pair(prediction_id=4, study_key="s", agrees=False, canary_ms=1.0, champion_ms=1.0))
+    evidence.take_in(store, canary(store), 1)
+    assert (evidence.compared["s"].canary_ms, evidence.compared["s"].disagrees) == (91.0, True)
