@@ -21,7 +21,17 @@ from sqlalchemy import ColumnElement, Connection, Table, and_, delete, exists, f
 from gateway.errors import StoreError
 from gateway.objects import heat_map_path, picture_path
 from gateway.store.engine import Store
-from gateway.store.schema import audit, chart_study, delivery, instance, prediction, quarantine, result, study
+from gateway.store.schema import (
+    audit,
+    chart_study,
+    delivery,
+    instance,
+    model_failure,
+    prediction,
+    quarantine,
+    result,
+    study,
+)
 from gateway.study import StudyState
 
 Kind = Literal["originals", "results", "quarantine", "records"]
@@ -181,7 +191,7 @@ def remove_records(store: Store, keys: Sequence[str], *, before: datetime, commi
             .all()
         )
         paths = _shown_files(connection, bare)
-        for table in (chart_study, delivery, result, prediction, instance, study):
+        for table in (chart_study, model_failure, delivery, result, prediction, instance, study):
             connection.execute(delete(table).where(table.c.study_key.in_(bare)))
     return Removed(rows=len(bare), paths=tuple(paths))
 

@@ -355,7 +355,7 @@ model_failure = Table(
     metadata,
     # A version that gave no prediction for a study though it should have.
     Column("failure_id", Integer, primary_key=True, autoincrement=True),
-    Column("study_key", KEY, nullable=False),
+    Column("study_key", KEY, nullable=False, index=True),
     Column("model_name", String(64), nullable=False),
     Column("version", Integer, nullable=False),
     Column("role", String(16), nullable=False),

@@ -15,8 +15,9 @@ from gateway.housekeeping import Housekeeper, committing_destinations
 from gateway.store import Store, open_store
 from gateway.store.audit import entries
 from gateway.store.deliveries import resend
+from gateway.store.predictions import FailureRow, record_failures
 from gateway.store.retention import ROWS_A_STEP, candidates, hold, release, remove_originals
-from gateway.store.schema import delivery, instance, prediction, quarantine, result, study
+from gateway.store.schema import delivery, instance, model_failure, prediction, quarantine, result, study
 from gateway.store.studies import claim_studies, complete_now, load_study
 from gateway.studies_view import study_detail
 from gateway.study import StudyState
@@ -123,11 +124,12 @@ def test_a_record_stays_as_long_as_a_file_of_it(shelf: Shelf) -> None:
 
 
 def test_records_take_all_their_rows_with_them(shelf: Shelf) -> None:
-    shelf.add(received_at=NOW - 400 * DAY, images=2, sendings=[Sending()])
+    key = shelf.add(received_at=NOW - 400 * DAY, images=2, sendings=[Sending()])
+    record_failures(shelf.store, key, [FailureRow(model_name="m", version=1, role="shadow", reason="no")], NOW)
     shelf.refuse(received_at=NOW - 400 * DAY)
     keep(shelf).round()
     with shelf.store.read() as connection:
-        for table in (study, instance, prediction, result, delivery, quarantine):
+        for table in (study, instance, prediction, model_failure, result, delivery, quarantine):
             assert connection.execute(select(table)).all() == [], table.name
     assert not any(shelf.files(name) for name in ("instances", "results", "heat", "pictures", "quarantine"))
 

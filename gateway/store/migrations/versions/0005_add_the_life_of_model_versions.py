@@ -73,6 +73,7 @@ def upgrade() -> None:
     )
     with op.batch_alter_table("model_failure", schema=None) as batch_op:
         batch_op.create_index("ix_model_failure_model", ["model_name", "version", "at"], unique=False)
+        batch_op.create_index(batch_op.f("ix_model_failure_study_key"), ["study_key"], unique=False)
 
     op.create_table(
         "model_record",
@@ -293,6 +294,7 @@ def downgrade() -> None:
     if op.get_bind().dialect.name == "postgresql":
         op.execute("DROP FUNCTION model_record_append_only()")
     with op.batch_alter_table("model_failure", schema=None) as batch_op:
+        batch_op.drop_index(batch_op.f("ix_model_failure_study_key"))
         batch_op.drop_index("ix_model_failure_model")
 
     op.drop_table("model_failure")
