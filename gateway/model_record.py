@@ -237,6 +237,8 @@ def verify(store: Store, key: RecordKey) -> list[str]:
     before: str | None = ""
     next_id = 1
     with store.read() as connection:
+        if connection.dialect.name == "postgresql":  # a move between the two readings is no tampering
+            connection.execute(text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ"))
         rows = connection.execute(select(model_record).order_by(model_record.c.record_id)).mappings()
         for row in rows:
             record_id = row["record_id"]

@@ -12,7 +12,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import Connection, insert, select, update
+from sqlalchemy import Connection, insert, select, text, update
 
 from gateway.store.engine import Store
 from gateway.store.schema import instance, prediction, saved_image, saved_study, study, truth
@@ -122,6 +122,9 @@ def add_words(connection: Connection, words: Sequence[Word], now: datetime) -> l
     A word that its reader has said before, with the same date and comment, changes nothing. One without a date is held
     against the reader's present word.
     """
+    if connection.dialect.name == "postgresql":
+        # Of two who write at once, the second sees what the first has said. On SQLite, Store.write() has the only turn.
+        connection.execute(text("LOCK TABLE truth IN EXCLUSIVE MODE"))
     history = _history(connection, {word.study_key for word in words})
     taken: list[Taken] = []
     rows: list[dict[str, Any]] = []

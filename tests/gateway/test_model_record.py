@@ -7,6 +7,7 @@ import hmac
 import json
 import logging
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import pytest
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from model_rig import NOW, ModelRig, model_rig
-from sqlalchemy import Connection, delete, insert, select, text, update
+from sqlalchemy import Connection, delete, event, insert, select, text, update
 
 from gateway.errors import StoreError
 from gateway.lifecycle import Action
@@ -65,6 +66,25 @@ def test_a_record_as_it_was_written(rig: ModelRig) -> None:
         last = entries(connection)[-1]
     assert head == {"record_id": 8, "seal": last.seal}
     assert (rig.data_dir / HEAD_FILE).stat().st_mode & 0o777 == 0o600
+
+
+def test_a_move_while_the_record_is_verified_is_no_tampering(rig: ModelRig) -> None:
+    moved: list[str] = []
+
+    def move_once(connection: Connection, _: object, statement: str, *__: object) -> None:
+        if connection.engine is rig.store.engine and "FROM model_version" in statement and not moved:
+            moved.append(statement)
+            with ThreadPoolExecutor(1) as other:
+                other.submit(rig.step, 1, Action.REOPEN).result(30)
+
+    event.listen(rig.store.engine, "before_cursor_execute", move_once)
+    try:
+        assert verify(rig.store, rig.key) == []
+    finally:
+        event.remove(rig.store.engine, "before_cursor_execute", move_once)
+    assert moved
+    assert rig.states()[1] == "draft"
+    assert verify(rig.store, rig.key) == []
 
 
 def test_the_seals_are_what_the_page_says(rig: ModelRig) -> None:

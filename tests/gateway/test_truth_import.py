@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -216,6 +217,35 @@ def test_a_reader_on_the_screen_supersedes_the_same_readers_import(site: Site) -
 
 
 # --- the command ---
+
+
+def test_of_two_who_write_at_once_the_second_supersedes_the_first(site: Site) -> None:
+    study_key, _ = judged(site)
+
+    def word(value: str) -> Word:
+        return Word(
+            study_key=study_key,
+            model_name="retinopathy",
+            finding_name="referable",
+            value=value,
+            source="viewer",
+            reader="ada",
+            read_at=None,
+        )
+
+    def second() -> Taken:
+        with site.store.write() as connection:
+            (taken,) = add_words(connection, [word("absent")], NOW)
+        return taken
+
+    with ThreadPoolExecutor(1) as other:
+        with site.store.write() as connection:
+            assert add_words(connection, [word("present")], NOW) == [Taken.ADDED]
+            later = other.submit(second)
+            with pytest.raises(TimeoutError):
+                later.result(0.3)  # it waits
+        assert later.result(30) is Taken.SUPERSEDING
+    assert [each.value for each in words(site.store, study_key=study_key)] == ["absent"]
 
 
 @pytest.fixture
