@@ -128,7 +128,9 @@ def known_versions(store: Store, model_name: str | None = None) -> tuple[KnownVe
 def find_version(connection: Connection, model_name: str, version: int) -> KnownVersion:
     """One version. Raises :class:`LifecycleError` where there is no such version."""
     same = (model_version.c.model_name == model_name) & (model_version.c.version == version)
-    row = connection.execute(select(model_version).where(same)).mappings().one_or_none()
+    row = None
+    if 0 < version < 2**31:  # what a database can be asked for at all
+        row = connection.execute(select(model_version).where(same)).mappings().one_or_none()
     if row is None:
         raise LifecycleError(f"there is no version {model_name}@{version}")
     return _known(row)

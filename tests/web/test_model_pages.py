@@ -172,7 +172,15 @@ def test_no_step_without_the_token_of_the_page(rig: ModelRig, person: Client) ->
 
 @pytest.mark.parametrize(
     ("path", "status"),
-    [("/api/models/tiny/9", 409), ("/api/models/none/1", 409), ("/api/models/tiny/x", 422), ("/models/tiny/9", 409)],
+    [
+        ("/api/models/tiny/9", 409),
+        ("/api/models/none/1", 409),
+        ("/api/models/tiny/x", 422),
+        ("/models/tiny/9", 409),
+        ("/models/tiny/0", 409),
+        (f"/models/tiny/{2**63}", 409),
+        (f"/api/models/tiny/{2**63}", 409),
+    ],
 )
 def test_a_version_that_is_not_there(rig: ModelRig, person: Client, path: str, status: int) -> None:
     assert person("ada").get(path).status_code == status
