@@ -105,7 +105,7 @@ def rollout_lines(store: Store, policy: str, *, shadows: bool) -> list[Line]:
     """Open breakers and canaries, and for engineers shadows, with their figures; `policy` is the breakers'."""
     now = datetime.now(UTC)
     lines = [breaker_line(each, policy) for each in open_breakers(store, now) if shadows or each["role"] != "shadow"]
-    pairs = pair_counts(store)
+    pairs = pair_counts(store) if shadows else {}  # reads an index of all that shadows said
     for entry in served_versions(store):
         if entry.state is VersionState.CANARY:
             lines.append(
