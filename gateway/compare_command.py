@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import getpass
 import glob
 import json
 import os
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gateway.errors import ComparisonError
+from gateway.system_account import command_actor
 
 if TYPE_CHECKING:
     from gateway.comparison.run import Comparison, Job, Site
@@ -77,7 +77,7 @@ def _compare(options: argparse.Namespace, open_site: OpenSite) -> int:
             def count(cases: int) -> None:
                 bar.update(cases)
 
-            made = compare(job, now=lambda: datetime.now(UTC), by=_who(), progress=count)
+            made = compare(job, now=lambda: datetime.now(UTC), by=command_actor(), progress=count)
     if options.json:
         print(json.dumps(_as_json(made), indent=2))
     else:
@@ -179,13 +179,6 @@ def _expected(job: Job) -> int | None:
     from gateway.saved.cases import walk_files
 
     return sum(1 for _ in walk_files(job.source)) if isinstance(job.source, Path) else None
-
-
-def _who() -> str:
-    try:
-        return f"command:{getpass.getuser()}"
-    except (KeyError, OSError):  # an account without a name
-        return f"command:{os.getuid()}"
 
 
 def _as_json(made: Comparison) -> dict[str, Any]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import getpass
 import json
-import os
 import sys
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from gateway.errors import GatewayError, LifecycleError
 from gateway.import_command import add_import_step
 from gateway.register_command import add_register_step
+from gateway.system_account import command_actor
 
 if TYPE_CHECKING:
     from gateway.model_record import RecordEntry, RecordKey
@@ -46,7 +46,7 @@ class Site:
         from gateway.signatures import fitting_reason, may_decide
 
         if not options.as_name:
-            return _via()
+            return command_actor()
         if self.settings.web.authentication == "off":
             return fitting_reason(options.as_name)
         return may_decide(self.store, options.as_name)
@@ -144,18 +144,6 @@ def _run(run: Run, options: argparse.Namespace, open_site: OpenSite) -> int:
     return 0
 
 
-def _system_name() -> str:
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):  # an account without a name
-        return str(os.getuid())
-
-
-def _via() -> str:
-    """What the record says of how a step came."""
-    return f"command:{_system_name()}"
-
-
 # --- list ---
 
 
@@ -244,13 +232,13 @@ def _propose(options: argparse.Namespace, site: Site) -> None:
         fraction=options.fraction,
         devices=tuple(options.device),
         limits=dict(_limit(text) for text in options.limit),
-        detail={"via": _via()},
+        detail={"via": command_actor()},
     )
     site.note(by, "model proposed", request.request_key, f"{options.version} to {options.to}")
     if options.json:
         print(json.dumps(request_view(request, ()), indent=2, default=str))
         return
-    print(f"request {request.request_key}: two people other than {by} have to approve it")
+    print(f"request {request.request_key}: two people have to approve it")
 
 
 def _limit(text: str) -> tuple[str, float | bool]:
@@ -277,7 +265,7 @@ def _approve(options: argparse.Namespace, site: Site) -> None:
         password=_password(options),
         reason=options.reason,
         now=datetime.now(UTC),
-        detail={"via": _via()},
+        detail={"via": command_actor()},
     )
     request = approved.request
     site.note(approved.approved_by[-1], "model approved", request.request_key, options.reason)
@@ -321,7 +309,7 @@ def _end_request(options: argparse.Namespace, site: Site, how: str) -> None:
         by=by,
         reason=options.reason,
         now=datetime.now(UTC),
-        detail={"via": _via()},
+        detail={"via": command_actor()},
     )
     site.note(by, f"model request {how}", options.request, options.reason)
     print(f"request {options.request} is {how}")
@@ -345,7 +333,7 @@ def _end_canary(options: argparse.Namespace, site: Site) -> None:
         model_name=name,
         version=version,
         reason=options.reason,
-        detail={"via": _via()},
+        detail={"via": command_actor()},
         now=datetime.now(UTC),
         actor=actor,
     )
@@ -375,7 +363,7 @@ def _step(options: argparse.Namespace, site: Site, action: str) -> None:
         actor=actor,
         reason=options.reason,
         now=datetime.now(UTC),
-        detail={"via": _via()},
+        detail={"via": command_actor()},
     )
     site.note(actor, f"model {action}", options.version, options.reason)
     print(f"{options.version} is {state}")

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import getpass
 import json
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -13,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gateway.errors import LifecycleError
+from gateway.system_account import command_actor
 
 if TYPE_CHECKING:  # every command imports this file, and ONNX Runtime is large
     from gateway.settings import Settings
@@ -95,7 +94,9 @@ def _register(options: argparse.Namespace, open_site: OpenSite) -> int:
     if not options.check_only and not examination.failed:
         settings, data_dir, store = open_site(options)
         try:
-            registration = register(settings, data_dir, store, examination, actor=_actor(), now=datetime.now(UTC))
+            registration = register(
+                settings, data_dir, store, examination, actor=command_actor(), now=datetime.now(UTC)
+            )
         finally:
             store.close()
     if options.json:
@@ -103,13 +104,6 @@ def _register(options: argparse.Namespace, open_site: OpenSite) -> int:
     else:
         print("\n".join(_lines(examination, registration)))
     return 1 if examination.failed else 0
-
-
-def _actor() -> str:
-    try:
-        return f"command:{getpass.getuser()}"
-    except (KeyError, OSError):  # an account without a name
-        return f"command:{os.getuid()}"
 
 
 def examine(folder: Path, *, allow_missing: str = "", dvc_repository: Path | None = None) -> Examination:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import getpass
 import json
-import os
 import sys
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -13,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gateway.errors import SavedError
+from gateway.system_account import command_actor
 
 if TYPE_CHECKING:
     from gateway.settings import Settings
@@ -169,7 +168,7 @@ def _export(options: argparse.Namespace, settings: Settings, data_dir: Path, sto
         names = ("studies", "cases", "files", "size_bytes", "gone")
         report |= {name: getattr(done, name) for name in names}
         detail = f"{done.studies} studies, query {query.text!r}"
-        record(store, now=now, actor=_actor(), action="saved studies exported", detail=detail)
+        record(store, now=now, actor=command_actor(), action="saved studies exported", detail=detail)
     if command is not None:
         report["dvc_hash"] = track(out, command)
     if options.json:
@@ -201,9 +200,9 @@ def _remove(options: argparse.Namespace, settings: Settings, data_dir: Path, sto
     for study in select_saved(store, query, saved_before=now):
         going.append(study.saved_key)
         if len(going) == _REMOVED_A_STEP:
-            removed += remove_saved(store, data_dir, going, actor=_actor(), reason=reason, now=now)
+            removed += remove_saved(store, data_dir, going, actor=command_actor(), reason=reason, now=now)
             going = []
-    removed += remove_saved(store, data_dir, going, actor=_actor(), reason=reason, now=now)
+    removed += remove_saved(store, data_dir, going, actor=command_actor(), reason=reason, now=now)
     print(f"{removed} saved studies were removed")
 
 
@@ -212,10 +211,3 @@ def _ask(count: int) -> None:
         raise SavedError("nobody to ask; --yes removes without")
     if input(f"{count} saved studies are deleted for good. Type their number to go on: ").strip() != str(count):
         raise SavedError("nothing was removed")
-
-
-def _actor() -> str:
-    try:
-        return f"command:{getpass.getuser()}"
-    except (KeyError, OSError):  # an account without a name
-        return f"command:{os.getuid()}"

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import argparse
 import csv
-import getpass
 import json
-import os
 import sys
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
@@ -14,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from gateway.errors import TruthError, TruthFileError
+from gateway.system_account import command_actor
 
 if TYPE_CHECKING:
     from gateway.settings import Settings
@@ -91,13 +90,6 @@ def _columns(pairs: Iterable[str]) -> dict[str, str]:
     return chosen
 
 
-def _actor() -> str:
-    try:
-        return f"command:{getpass.getuser()}"
-    except (KeyError, OSError):  # an account without a name
-        return f"command:{os.getuid()}"
-
-
 def _import(options: argparse.Namespace, open_site: OpenSite) -> int:
     from gateway.truth import TruthOptions, read_truth_file
     from gateway.truth_import import import_truth
@@ -120,7 +112,7 @@ def _import(options: argparse.Namespace, open_site: OpenSite) -> int:
                 table,
                 name=options.file.name,
                 now=datetime.now(UTC),
-                actor=_actor(),
+                actor=command_actor(),
                 skip_unknown=options.skip_unknown,
                 dry_run=options.dry_run,
             )

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import getpass
 import json
-import os
 import sys
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -13,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gateway.errors import IdentityError
+from gateway.system_account import command_actor
 
 if TYPE_CHECKING:
     from gateway.settings import Settings
@@ -63,11 +62,7 @@ def _who() -> Doer:
     """The command line, and whose: the operating system's account."""
     from gateway.store.accounts import Doer
 
-    try:
-        name = getpass.getuser()
-    except (KeyError, OSError):  # an account without a name
-        name = str(os.getuid())
-    return Doer(actor=f"command:{name}")
+    return Doer(actor=command_actor())
 
 
 def _opened(settings: Settings, data_dir: Path) -> Vault:

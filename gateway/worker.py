@@ -9,7 +9,6 @@ What runs in the shadow is run when nothing else waits, and after results are re
 from __future__ import annotations
 
 import gc
-import hashlib
 import io
 import logging
 import os
@@ -128,8 +127,7 @@ class Worker:
         self._fuse = Fuse(data_dir / f"{name}.fuse")
         self.versions = Versions(settings, self._store, threads, data_dir / "engines", self._fuse)
         self._backlog = Backlog(limit_bytes=settings.shadow.memory_bytes)
-        profile = settings.deidentification.model_dump_json(exclude={"key_file", "key_environment", "key_command"})
-        self._profile_sha256 = hashlib.sha256(profile.encode()).hexdigest()
+        self._profile_sha256 = settings.deidentification.profile_sha256
         self.pause_s = POLL_S
         """How long to wait when there was nothing to do, or nothing could be done."""
         self._judged = 0

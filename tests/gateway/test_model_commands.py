@@ -61,7 +61,7 @@ def test_a_version_becomes_canary_champion_and_is_taken_back(rig: ModelRig, comm
     )
     assert status == 0
     key = said.split()[1].rstrip(":")
-    assert "two people other than ada" in said
+    assert "two people have to approve it" in said, "of whom ada may be one"
     assert command("approve", key, *signed("bob")) == (0, "approved by bob; one more person has to\n", "")
     status, listed, _ = command()
     assert status == 0
