@@ -112,7 +112,7 @@ def make_basis(store: Store, settings: TruthSettings, model_name: str, finding_n
     return Basis(
         model_name=model_name,
         finding_name=finding_name,
-        scores=image_scores(store, model_name, finding_name),
+        scores=image_scores(store, model_name, finding_name, {word.study_key for word in said}),
         standards=standards,
         said=said,
         left_aside=left_aside,

@@ -7,9 +7,10 @@ that it is about and that the version could grade, as a study's finding is that 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,7 @@ from gateway.store.truth import Subject
 ROWS_A_PAGE = 2000
 SLICES = ("device", "manufacturer", "laterality", "age_group", "sex", "site", "month")
 UNITS = ("image", "side", "study")
+_UNDESCRIBED: Mapping[str, str] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,7 +42,8 @@ class ImageScore:
     ungradable: bool
     judged_at: datetime
     person: str
-    """Of whom the study is, to resample their studies together: never written anywhere."""
+    """Of whom the study is, to resample their studies together: never written anywhere. Empty where nobody spoke of
+    the study, as `slices` are."""
     slices: Mapping[str, str]
 
 
@@ -86,8 +89,17 @@ class Cases:
 # --- predictions ---
 
 
-def image_scores(store: Store, model_name: str, finding_name: str) -> Mapping[int, Scores]:
-    """Version -> every score of that finding, from predictions and, where those have expired, from saved studies."""
+def image_scores(
+    store: Store, model_name: str, finding_name: str, spoken_of: Collection[str] | None = None
+) -> Mapping[int, Scores]:
+    """Version -> every score of that finding, from predictions and, where those have expired, from saved studies.
+
+    Parameters
+    ----------
+    spoken_of
+        Keys of the studies that readers spoke of: of the others, which may be a million, neither person nor slices are
+        kept in memory. ``None``: of all.
+    """
     found: defaultdict[int, defaultdict[str, list[ImageScore]]] = defaultdict(lambda: defaultdict(list))
     seen: set[tuple[int, str, int]] = set()
     for row in _rows(store, model_name):
@@ -96,31 +108,37 @@ def image_scores(store: Store, model_name: str, finding_name: str) -> Mapping[in
         if finding is None or key in seen:
             continue
         seen.add(key)
-        found[row["model_version"]][row["study_key"]].append(_image_score(row, finding))
+        found[row["model_version"]][row["study_key"]].append(
+            _image_score(row, finding, spoken_of is None or row["study_key"] in spoken_of)
+        )
     return {version: dict(scores) for version, scores in found.items()}
 
 
-def _image_score(row: Mapping[str, Any], finding: Mapping[str, Any]) -> ImageScore:
-    parameters, told = row["parameters"], row["characteristics"]
+def _image_score(row: Mapping[str, Any], finding: Mapping[str, Any], described: bool) -> ImageScore:
     return ImageScore(
         study_key=row["study_key"],
         instance_key=row["instance_key"],
-        laterality=laterality(parameters),
+        laterality=laterality(row["parameters"]),
         score=float(finding["score"]),
         operating_point=float(finding["operating_point"]),
         ungradable=bool(row["ungradable_reasons"]),
         judged_at=row["judged_at"],
-        person=row["person"],
-        slices={
-            "device": row["device_key"],
-            "manufacturer": normalise("manufacturer", str(parameters.get("manufacturer") or "")).upper(),
-            "laterality": laterality(parameters),
-            "age_group": told.get("age_group", "") or age_group(parameters.get("patient_age_years")),
-            "sex": told.get("sex", "") or sex(parameters),
-            "site": told.get("site", ""),
-            "month": f"{row['judged_at']:%Y-%m}",
-        },
+        person=row["person"] if described else "",
+        slices=_slices(row) if described else _UNDESCRIBED,
     )
+
+
+def _slices(row: Mapping[str, Any]) -> dict[str, str]:
+    parameters, told = row["parameters"], row["characteristics"]
+    return {
+        "device": row["device_key"],
+        "manufacturer": normalise("manufacturer", str(parameters.get("manufacturer") or "")).upper(),
+        "laterality": laterality(parameters),
+        "age_group": told.get("age_group", "") or age_group(parameters.get("patient_age_years")),
+        "sex": told.get("sex", "") or sex(parameters),
+        "site": told.get("site", ""),
+        "month": f"{row['judged_at']:%Y-%m}",
+    }
 
 
 def _rows(store: Store, model_name: str) -> Iterator[dict[str, Any]]:

@@ -15,6 +15,7 @@ from tiny_bundles import write_tiny_bundle
 from truth_rig import FINDING, MODEL, OPERATING_POINT, Patient, drawn_patients, fill, say, truths
 
 from gateway.performance import corrected_figures, live_figures, make_basis, refresh
+from gateway.performance_cases import image_scores
 from gateway.reference_standard import Rule, reference_standard
 from gateway.settings import TruthSettings
 from gateway.store import Store, open_store
@@ -314,3 +315,14 @@ def test_without_nannyml_that_is_said(store: Store, monkeypatch: pytest.MonkeyPa
     assert row.estimate["state"] == "not estimated"
     assert row.estimate["reasons"][0].startswith("NannyML is not installed")
     assert row.figures["evaluation"] is None
+
+
+def test_of_studies_that_nobody_spoke_of_neither_person_nor_slices_are_held(store: Store) -> None:
+    keys = fill(store, drawn_patients(4, 3, START))
+    spoken, silent, _ = (key for key, _ in keys)
+    (scores,) = image_scores(store, MODEL, FINDING, {spoken}).values()
+    (everything,) = image_scores(store, MODEL, FINDING).values()
+    assert scores[spoken] == everything[spoken]
+    (image,) = scores[silent]
+    assert (image.person, dict(image.slices)) == ("", {})
+    assert image.score == everything[silent][0].score
