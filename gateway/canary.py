@@ -63,7 +63,8 @@ def gets_canary(
 ) -> bool:
     """Whether the canary judges that study; `devices` are the keys of those that made its images."""
     chosen: list[str] = list(traffic.get("devices") or ())
-    if any(device == pattern or fnmatchcase(device, pattern) for device in devices for pattern in chosen):
+    patterns = [pattern.replace("[", "[[]") for pattern in chosen]  # only * and ? are: names of devices hold brackets
+    if any(fnmatchcase(device, pattern) for device in devices for pattern in patterns):
         return True
     share = study_share(key, model_name=model_name, version=version, study_key=study_key)
     return share < float(traffic.get("fraction") or 0.0)

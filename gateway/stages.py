@@ -137,8 +137,16 @@ class StudyJudgement:
         self.failures.setdefault((card.name, card.version, role), failure)
 
     def fall_back(self, model_name: str) -> tuple[PreparedFrame, ...]:
-        """Let the champion judge where the canary failed; returns the champion's frames, which are still to be run."""
+        """Let the champion judge where the canary failed; returns the champion's frames, which are still to be run.
+
+        An image that the canary takes and the champion does not is then judged by neither, which is said.
+        """
         stand_ins = [each for each in self.companions if each.model_name == model_name and each.stands_by]
+        left = {each.instance_key for each in self.frames if each.model_name == model_name}
+        for key in left - {each.instance_key for each in stand_ins}:
+            reason = f"{model_name}: the canary failed on the study, and the champion does not take the image"
+            known = self.not_judged_reasons.get(key)
+            self.not_judged_reasons[key] = f"{known}; {reason}" if known else reason
         instead = tuple(replace(each, role=Role.CHAMPION, stands_by=False) for each in stand_ins)
         others = [each for each in self.frames if each.model_name != model_name]
         place = {instance.instance_key: number for number, instance in enumerate(self.study.instances)}

@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import hashlib
+from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
+import numpy as np
 import pytest
 from scipy.stats import binomtest, kstest
 
 from gateway.canary import gets_canary, study_share
+from gateway.judgement import Role
+from gateway.stages import PreparedFrame, StudyJudgement
+from gateway.study import Study, kept_instance
+from models.preprocess import ModelInput
+from models.session import ModelSession
 
 KEY = hashlib.sha256(b"the key of this test").digest()
 STUDIES = [hashlib.sha256(f"study {number}".encode()).hexdigest()[:32] for number in range(20_000)]
@@ -54,4 +63,33 @@ def test_chosen_devices_get_it_whatever_the_fraction() -> None:
     assert gets("OTHER", "KOWA VX-10 · 1.0 · 0123ABCD"), "one image of the study is enough"
     assert not gets("TOPCON · 1.0")
     assert gets("ODD [1] · 1.0", pattern="ODD [1] · 1.0"), "a key is itself, whatever characters it has"
+    assert gets("ODD [1] · 1.0", pattern="ODD [1]*")
+    assert not gets("ODD 1 · 1.0", pattern="ODD [1]*"), "brackets are no pattern"
     assert not gets()
+
+
+def test_an_image_that_only_the_canary_takes_says_why_nobody_judged_it() -> None:
+    def frame(instance_key: str, role: Role, *, stands_by: bool = False) -> PreparedFrame:
+        session = SimpleNamespace(bundle=SimpleNamespace(card=SimpleNamespace(name="retinopathy")))
+        return PreparedFrame(
+            study_key="s",
+            instance_key=instance_key,
+            frame_index=0,
+            session=cast(ModelSession, session),
+            role=role,
+            model_input=cast(ModelInput, None),
+            picture=np.zeros((1, 1, 3), dtype=np.uint8),
+            parameters={},
+            least_side=1,
+            decoded=(1, 1),
+            stands_by=stands_by,
+        )
+
+    instances = tuple(kept_instance(key, Path(key)) for key in ("a", "b"))
+    judgement = StudyJudgement(study=Study(study_key="s", instances=instances))
+    judgement.frames = (frame("a", Role.CANARY), frame("b", Role.CANARY))
+    judgement.companions = (frame("a", Role.SHADOW, stands_by=True),)
+    (instead,) = judgement.fall_back("retinopathy")
+    assert (instead.instance_key, instead.role, judgement.frames) == ("a", Role.CHAMPION, (instead,))
+    assert judgement.not_judged_reasons.keys() == {"b"}
+    assert "the champion does not take the image" in judgement.not_judged_reasons["b"]
