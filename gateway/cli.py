@@ -24,6 +24,7 @@ from gateway.saved_commands import add_saved_commands
 from gateway.settings import Settings, load_settings
 from gateway.truth_commands import add_truth_commands
 from gateway.vault_commands import add_vault_commands
+from models.errors import ModelError
 
 if TYPE_CHECKING:
     from gateway.accounts import Accounts
@@ -38,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _set_up_logging(verbose=getattr(options, "verbose", False))
     try:
         status: int = options.run(options)
-    except GatewayError as error:
+    except (GatewayError, ModelError) as error:
         print(f"gateway {options.command}: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

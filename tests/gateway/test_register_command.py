@@ -18,6 +18,7 @@ import yaml
 from tiny_bundles import write_tiny_bundle
 
 from gateway.catalogue import embedded_registry_uri
+from gateway.cli import main
 from gateway.errors import LifecycleError
 from gateway.model_record import entries, load_record_key, verify
 from gateway.register_command import CRITERIA_CHECK, DVC_CHECK, add_register_step, examine, register
@@ -130,6 +131,21 @@ def test_a_new_threshold_under_an_old_version_is_refused(site: Site, tmp_path: P
     (bundle.folder / CARD_FILE).write_text(yaml.safe_dump(card))
     assert site.run(str(bundle.folder)) == 0
     assert [known.version for known in versions_of(site)] == [1, 2]
+
+
+def test_other_bytes_under_a_known_version_are_refused_in_one_line(
+    site: Site, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bundle = write_tiny_bundle(tmp_path / "bundle")
+    assert site.run(str(bundle.folder)) == 0
+    card = yaml.safe_load((bundle.folder / CARD_FILE).read_text())
+    card["title"] = "Another"
+    (bundle.folder / CARD_FILE).write_text(yaml.safe_dump(card))
+    capsys.readouterr()
+    assert main(["models", "register", str(bundle.folder), "--data-dir", str(site.data_dir)]) == 1
+    said = capsys.readouterr().err
+    assert "gateway models: tiny version 1 is registered with other bytes" in said
+    assert "Traceback" not in said
 
 
 def test_a_data_folder_with_the_bytes_of_before_keeps_them(site: Site, tmp_path: Path) -> None:
