@@ -125,6 +125,8 @@ def _job(options: argparse.Namespace, open_site: OpenSite, stack: ExitStack) -> 
         truth_options=TruthOptions(
             finding_name=options.finding, positive_from=options.positive_from, columns=_columns(options.column)
         ),
+        truth_rule=settings.truth.rule,
+        adjudicators=settings.truth.adjudicators,
         seed=options.seed,
         draws=options.draws,
         least_cases=options.least_cases,

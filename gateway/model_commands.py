@@ -174,7 +174,7 @@ def _print_models(rows: list[dict[str, Any]], store: Store | None, *, as_json: b
             print(f"    {row['state']} since {row['state_since'][:16].replace('T', ' ')} UTC, {row['by']}")
         if row.get("traffic"):
             print(f"    gets {traffic_words(row['traffic'])}")
-        print(f"    sha256 {row['model_sha256']}")
+        print(f"    sha256 of the model {row['model_sha256']}")
         for metric in row["metrics"]:
             bounds = f" ({metric['low']:.3f} to {metric['high']:.3f})" if metric["low"] is not None else ""
             print(f"    {metric['name']} {metric['value']:.3f}{bounds}, {metric['dataset']}: {metric['method']}")

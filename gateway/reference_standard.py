@@ -5,12 +5,30 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from datetime import datetime
+from typing import Literal, Protocol
 
 from gateway.store.truth import KeptWord, Subject
 
 Rule = Literal["majority", "adjudicator", "latest"]
 UNDECIDED = ""
+RULES: Mapping[Rule, str] = {
+    "majority": "of several readers the majority; at a tie the truth is unknown",
+    "adjudicator": "an adjudicator's newest word; without one, what all readers agree on",
+    "latest": "the newest word of any reader",
+}
+"""What each rule says, for people."""
+
+
+class Said(Protocol):
+    """What one reader says of one subject."""
+
+    @property
+    def reader(self) -> str: ...
+    @property
+    def value(self) -> str: ...
+    @property
+    def read_at(self) -> datetime | None: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,13 +57,13 @@ def reference_standard(
         of an adjudicator; without one, what all agree on. ``latest``: the newest word of anybody.
     """
     said: defaultdict[Subject, list[KeptWord]] = defaultdict(list)
-    for word in words:
+    for word in sorted(words, key=lambda each: each.truth_id):
         if word.superseded_at is None:
             said[word.subject].append(word)
     return {
         subject: Standard(
             subject=subject,
-            value=_value(each, rule, frozenset(adjudicators)),
+            value=standing_value(each, rule, frozenset(adjudicators)),
             readers=len(each),
             differ=len({word.value for word in each}) > 1,
             all_were_shown=all(word.agrees is not None for word in each),
@@ -54,7 +72,8 @@ def reference_standard(
     }
 
 
-def _value(said: Sequence[KeptWord], rule: Rule, adjudicators: frozenset[str]) -> str:
+def standing_value(said: Sequence[Said], rule: Rule, adjudicators: frozenset[str]) -> str:
+    """What holds of one word a reader, in the order in which they came; empty where the rule decides nothing."""
     if rule == "latest":
         return _newest(said).value
     if rule == "adjudicator":
@@ -67,8 +86,11 @@ def _value(said: Sequence[KeptWord], rule: Rule, adjudicators: frozenset[str]) -
     return UNDECIDED if others and others[0][1] == most else value
 
 
-def _newest(said: Sequence[KeptWord]) -> KeptWord:
-    def age(word: KeptWord) -> tuple[bool, object, int]:
-        return word.read_at is not None, word.read_at, word.truth_id
+def _newest(said: Sequence[Said]) -> Said:
+    """The word read last; of those at one time, or without one, what came last."""
 
-    return max(said, key=age)
+    def age(place: int) -> tuple[bool, float, int]:
+        at = said[place].read_at
+        return at is not None, 0.0 if at is None else at.timestamp(), place
+
+    return said[max(range(len(said)), key=age)]

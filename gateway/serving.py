@@ -32,6 +32,8 @@ logger = logging.getLogger(__name__)
 
 Key = tuple[str, int]
 """Model name and version."""
+LONGEST_WAIT_S = 30.0
+"""For a former champion to be loaded again, before what was taken back goes on."""
 TRY_AGAIN_S = 60.0
 """After which a version that could not be loaded is tried once more."""
 
@@ -88,10 +90,12 @@ class Versions:
             The store cannot be read; what runs goes on.
         """
         named = {name for rule in self.settings.rules for name in rule.models}
-        everything = served_versions(self.store)
-        self._served = tuple(entry for entry in everything if entry.model_name in named)
-        for entry in sorted(self._served, key=lambda each: each.state is not VersionState.CHAMPION):
-            self._want(entry)
+        waited = True
+        while waited:  # what the store says may have changed while a champion was loaded
+            everything = served_versions(self.store)
+            self._served = tuple(entry for entry in everything if entry.model_name in named)
+            champions_first = sorted(self._served, key=lambda each: each.state is not VersionState.CHAMPION)
+            waited = any([self._want(entry) for entry in champions_first])
         self._take_in()
         self._arrange()
         self._forget()
@@ -138,21 +142,30 @@ class Versions:
 
     # --- loading ---
 
-    def _want(self, entry: ServedVersion) -> None:
-        """See to it that a version is loaded, or is being loaded."""
+    def _want(self, entry: ServedVersion) -> bool:
+        """See to it that a version is loaded, or is being loaded; whether that was waited for."""
         key = (entry.model_name, entry.version)
         if key in self._loaded or key in self._loading:
-            return
+            return False
         deadly = "" if entry.state is VersionState.CHAMPION else self.fuse.why_broken(*key)
         if deadly:
             self.broken[key] = Broken(reason=deadly, at=self.clock())
-            return
+            return False
         broken = self.broken.get(key)
         if broken is not None and self.clock() - broken.at < TRY_AGAIN_S:
-            return
+            return False
         loading = self._loading[key] = self._loader.submit(self._load, Path(entry.folder))
-        if entry.state is VersionState.CHAMPION and entry.model_name not in self.sessions and broken is None:
+        if entry.state is not VersionState.CHAMPION or broken is not None:
+            return False
+        sitting = self.sessions.get(entry.model_name)
+        if sitting is None:
             wait([loading])  # there is nothing yet that could judge meanwhile
+            return True
+        if entry.version < sitting.bundle.card.version:
+            # Taken back: what judges now is to judge no more. Where the former one takes long, that is better than none.
+            wait([loading], timeout=LONGEST_WAIT_S)
+            return True
+        return False
 
     def _load(self, folder: Path) -> ModelSession:
         return ModelSession(

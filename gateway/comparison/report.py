@@ -21,9 +21,10 @@ from evaluation.figures import Evaluation, as_json
 from gateway import __version__
 from gateway.comparison.heat import Choice
 from gateway.comparison.scores import ScoreBook, ScoredCase
-from gateway.comparison.truth_match import RULE, TruthBook, known_readers, unit_key_of
+from gateway.comparison.truth_match import TruthBook, known_readers, unit_key_of
 from gateway.comparison.units import TRUTHS, Gathered
 from gateway.comparison.versions import Pair, Version
+from gateway.reference_standard import RULES
 from gateway.saved.cases import SLICE_NAMES
 from models.card import Acceptance
 
@@ -157,9 +158,13 @@ def report_tree(
             }
             for finding in pair.findings
         },
-        "method": {"seed": seed, "draws": draws, "least_cases": least_cases, "truth_rule": RULE},
+        "method": {"seed": seed, "draws": draws, "least_cases": least_cases, "truth_rule": _truth_rule(truth)},
         "software": software(),
     }
+
+
+def _truth_rule(truth: TruthBook | None) -> str:
+    return "" if truth is None else f"the newest word of each reader counts; {RULES[truth.rule]}"
 
 
 def _version(version: Version) -> dict[str, Any]:

@@ -44,6 +44,7 @@ from gateway.comparison.versions import Pair, find_version
 from gateway.deidentify import Deidentifier
 from gateway.errors import ComparisonError
 from gateway.objects import fsync_folder
+from gateway.reference_standard import Rule
 from gateway.saved.cases import Case, Skipped, is_export, iterate
 from gateway.saved.query import Query
 from gateway.store.comparisons import ComparisonRow, add_comparison
@@ -85,6 +86,9 @@ class Job:
     out: Path | None
     truth_file: Path | None = None
     truth_options: TruthOptions = field(default_factory=TruthOptions)
+    truth_rule: Rule = "majority"
+    """What holds where readers differ."""
+    adjudicators: tuple[str, ...] = ()
     seed: int = 0
     draws: int = DEFAULT_DRAWS
     least_cases: int = DEFAULT_LEAST_CASES
@@ -233,11 +237,14 @@ def judge(job: Job, book: ScoreBook, truth: TruthBook | None) -> Judged:
 
 
 def _truth(job: Job) -> TruthBook | None:
+    book = None
     if job.truth_file is not None:
-        return read_table(job.truth_file, job.pair, job.truth_options)
-    if job.site is not None and isinstance(job.source, Query):
-        return stored_truth(job.site.store, job.pair)
-    return None
+        book = read_table(job.truth_file, job.pair, job.truth_options)
+    elif job.site is not None and isinstance(job.source, Query):
+        book = stored_truth(job.site.store, job.pair)
+    if book is not None:
+        book.rule, book.adjudicators = job.truth_rule, frozenset(job.adjudicators)
+    return book
 
 
 def _sessions(job: Job) -> list[ModelSession]:

@@ -17,6 +17,7 @@ from typing import Literal
 from evaluation.cases import UNKNOWN
 from gateway.comparison.versions import Pair
 from gateway.errors import TruthError
+from gateway.reference_standard import UNDECIDED, Rule, standing_value
 from gateway.saved.cases import Case
 from gateway.store.engine import Store
 from gateway.store.truth import words
@@ -28,7 +29,6 @@ KINDS: tuple[Kind, ...] = ("image", "side", "study")
 """What a word may be about, narrowest first."""
 _INSTANCE = "instance_key"
 _VALUES = {"present": 1, "absent": 0}
-RULE = "the newest word of each reader counts, and of several readers the majority; at a tie the truth is unknown"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,6 +56,9 @@ class TruthBook:
     words: tuple[TruthWord, ...]
     other_words: int = 0
     """About findings or models that are not compared."""
+    rule: Rule = "majority"
+    """What holds where readers differ, as the site's `truth.rule`."""
+    adjudicators: frozenset[str] = frozenset()
     _places: dict[tuple[str, str], list[int]] = field(default_factory=dict)
     _said: dict[tuple[Kind, str], dict[str, tuple[int, ...]]] = field(default_factory=lambda: defaultdict(dict))
     """Kind and finding -> unit -> places of its words. Small, since there may be one a study."""
@@ -117,13 +120,14 @@ class TruthBook:
         places = self._said.get((kind, finding_name), {}).get(key, ())
         if not places:
             return UNKNOWN, "nobody has read it"
-        latest: dict[str, TruthWord] = {}
+        latest: dict[str, int] = {}
         for place in sorted(places):
             word = self.words[place]
-            if word.reader not in latest or _age(word) >= _age(latest[word.reader]):
-                latest[word.reader] = word
-        (value, most), *others = Counter(word.value for word in latest.values()).most_common()
-        if others and others[0][1] == most:
+            if word.reader not in latest or _age(word) >= _age(self.words[latest[word.reader]]):
+                latest[word.reader] = place
+        said = [self.words[place] for place in sorted(latest.values())]
+        value = standing_value(said, self.rule, self.adjudicators)
+        if value == UNDECIDED:
             return UNKNOWN, "readers differ"
         return _VALUES.get(value, UNKNOWN), "" if value in _VALUES else "ungradable to the readers"
 

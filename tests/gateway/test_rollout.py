@@ -505,6 +505,7 @@ def test_after_a_rollback_outputs_are_the_former_ones_bit_for_bit(make_house: Ma
     house.move(2, RETIRED)
     house.move(1, CHAMPION)
     house.worker.versions.follow()
+    assert house.worker.versions.sessions[MODEL].bundle.card.version == 1, "what was taken back judges no more"
     assert (house.worker.versions.sessions[MODEL] is session) is keep
     house.work()
     judge_again(house, key)

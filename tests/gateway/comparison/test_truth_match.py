@@ -101,6 +101,22 @@ def test_the_majority_of_readers_counts_and_of_each_the_newest_word() -> None:
     assert met(book(*said[2:]), case("k", file="f")).truth("image", "k-0", "dr") == (UNKNOWN, "readers differ")
 
 
+def test_the_rule_of_the_site_decides_where_readers_differ() -> None:
+    early, late = datetime(2026, 1, 1, tzinfo=UTC), datetime(2026, 2, 1, tzinfo=UTC)
+    said = [
+        word("present", keys={"file": "f"}, reader="ada", read_at=early),
+        word("present", keys={"file": "f"}, reader="bob", read_at=early),
+        word("absent", keys={"file": "f"}, reader="eve", read_at=late),
+    ]
+    truth = met(book(*said), case("k", file="f"))
+    expected = [("majority", (), PRESENT), ("latest", (), ABSENT), ("adjudicator", ("eve",), ABSENT)]
+    for rule, adjudicators, value in expected:
+        truth.rule, truth.adjudicators = rule, frozenset(adjudicators)  # type: ignore[assignment]
+        assert truth.truth("image", "k-0", "dr") == (value, "")
+    truth.rule, truth.adjudicators = "adjudicator", frozenset({"kim"})
+    assert truth.truth("image", "k-0", "dr") == (UNKNOWN, "readers differ")
+
+
 def test_what_readers_could_not_tell_is_unknown() -> None:
     truth = met(book(word("ungradable", keys={"file": "f"})), case("k", file="f"))
     assert truth.truth("image", "k-0", "dr") == (UNKNOWN, "ungradable to the readers")
