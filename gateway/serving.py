@@ -95,7 +95,7 @@ class Versions:
             everything = served_versions(self.store)
             self._served = tuple(entry for entry in everything if entry.model_name in named)
             champions_first = sorted(self._served, key=lambda each: each.state is not VersionState.CHAMPION)
-            waited = any([self._want(entry) for entry in champions_first])
+            waited = sum(self._want(entry) for entry in champions_first) > 0  # each of them, so not any()
         self._take_in()
         self._arrange()
         self._forget()
@@ -162,7 +162,7 @@ class Versions:
             wait([loading])  # there is nothing yet that could judge meanwhile
             return True
         if entry.version < sitting.bundle.card.version:
-            # Taken back: what judges now is to judge no more. Where the former one takes long, that is better than none.
+            # Taken back: what judges now is to judge no more, unless the former one takes long.
             wait([loading], timeout=LONGEST_WAIT_S)
             return True
         return False
