@@ -6,29 +6,28 @@ import logging
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pydicom
 import pytest
+from arrived_images import arrive
 from known_versions import serve
-from photographs import drawn_jpeg, op_dataset, write
+from photographs import drawn_jpeg, op_dataset
 from pydicom import Dataset
 from pydicom.uid import ExplicitVRLittleEndian, JPEGBaseline8Bit
 from pynetdicom import AE, AllStoragePresentationContexts, evt
 from sqlalchemy import select, update
 
 from gateway.last_check import LastCheck
-from gateway.objects import ObjectFolder
 from gateway.result_header import raw_value
 from gateway.send import Timeouts
 from gateway.sender import Courier
 from gateway.settings import Destination, Settings, load_settings
 from gateway.store import Store, open_store
 from gateway.store.deliveries import resend
-from gateway.store.intake import NewInstance, StudyHeader, admit_all, new_key
-from gateway.store.schema import delivery, instance, result, study
+from gateway.store.schema import delivery, instance, result
 from gateway.studies_view import every_study, study_detail
 from gateway.vault import Vault, open_vault, prepare_vault
 from gateway.vault_keys import FILE_NAME
@@ -73,32 +72,7 @@ def receive(store: Store, data_dir: Path, patient: str, **attributes: str) -> st
     dataset.SpecificCharacterSet = "ISO_IR 100"
     for keyword, value in attributes.items():
         setattr(dataset, keyword, value)
-    key = new_key()
-    objects = ObjectFolder.in_data_dir(data_dir)
-    relative = f"instances/{key[:2]}/{key}.dcm"
-    objects.path(relative).parent.mkdir(exist_ok=True)
-    write(dataset, objects.path(relative))
-    arrival = NewInstance(
-        instance_key=key,
-        header=StudyHeader(study_instance_uid=str(dataset.StudyInstanceUID)),
-        sop_instance_uid=str(dataset.SOPInstanceUID),
-        sop_class_uid=str(dataset.SOPClassUID),
-        series_instance_uid=str(dataset.SeriesInstanceUID),
-        transfer_syntax_uid=str(dataset.file_meta.TransferSyntaxUID),
-        modality="OP",
-        sha256=key * 2,
-        size_bytes=1,
-        path=relative,
-        calling_ae_title="A",
-        peer_address="127.0.0.1",
-        received_at=LONG_AGO,
-        quiet_time=timedelta(0),
-        hard_cap=timedelta(seconds=1),
-    )
-    admit_all(store, [arrival])
-    with store.read() as connection:
-        found = select(study.c.study_key).where(study.c.study_instance_uid == str(dataset.StudyInstanceUID))
-        return str(connection.execute(found).scalar_one())
+    return arrive(store, data_dir, dataset, LONG_AGO)
 
 
 @contextmanager

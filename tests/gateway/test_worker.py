@@ -8,16 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from arrived_images import arrive
 from known_versions import serve
-from photographs import drawn_jpeg, op_dataset, write
+from photographs import drawn_jpeg, op_dataset
 from pydicom import Dataset
 
 from gateway import worker as worker_module
 from gateway.errors import ResultError, StoreError
-from gateway.objects import ObjectFolder
 from gateway.settings import Settings, load_settings
 from gateway.store import Store, open_store
-from gateway.store.intake import NewInstance, StudyHeader, admit_all, new_key
 from gateway.store.studies import claim_studies, complete_now, release_leases
 from gateway.studies_view import every_study
 from gateway.study import StudyState
@@ -54,32 +53,7 @@ def worker(settings: Settings, store: Store, tmp_path: Path) -> Iterator[Worker]
 
 def receive(store: Store, data_dir: Path, dataset: Dataset) -> str:
     """An instance in the object folder and the store, its study complete; the study's key."""
-    objects = ObjectFolder.in_data_dir(data_dir)
-    key = new_key()
-    relative = f"instances/{key[:2]}/{key}.dcm"
-    objects.path(relative).parent.mkdir(exist_ok=True)
-    write(dataset, objects.path(relative))
-    arrival = NewInstance(
-        instance_key=key,
-        header=StudyHeader(study_instance_uid=str(dataset.StudyInstanceUID)),
-        sop_instance_uid=str(dataset.SOPInstanceUID),
-        sop_class_uid=str(dataset.SOPClassUID),
-        series_instance_uid=str(dataset.SeriesInstanceUID),
-        transfer_syntax_uid=str(dataset.file_meta.TransferSyntaxUID),
-        modality="OP",
-        sha256=key * 2,
-        size_bytes=1,
-        path=relative,
-        calling_ae_title="A",
-        peer_address="127.0.0.1",
-        received_at=LONG_AGO,
-        quiet_time=timedelta(0),
-        hard_cap=timedelta(seconds=1),
-    )
-    admit_all(store, [arrival])
-    return next(
-        study["study_key"] for study in every_study(store) if study["study_instance_uid"] == dataset.StudyInstanceUID
-    )
+    return arrive(store, data_dir, dataset, LONG_AGO)
 
 
 def state(store: Store, key: str) -> tuple[str, str]:

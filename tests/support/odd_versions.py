@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +13,17 @@ import numpy as np
 import onnx
 import onnxruntime
 import yaml
+from arrived_images import arrive
 from known_versions import serve
 from onnx import TensorProto, helper, numpy_helper
-from photographs import op_dataset, write
+from photographs import op_dataset
 from PIL import Image
 from pydicom import Dataset
 from sqlalchemy import select, update
 from tiny_bundles import CHANNELS, SIZE, tiny_card, tiny_graph, tiny_scores, write_tiny_bundle
 
-from gateway.objects import ObjectFolder
 from gateway.settings import Settings, load_settings
 from gateway.store import Store, open_store
-from gateway.store.intake import NewInstance, StudyHeader, admit_all, new_key
 from gateway.store.models import VersionState
 from gateway.store.schema import model_failure, model_version, prediction, study
 from gateway.vault import prepare_vault
@@ -172,32 +171,7 @@ class House:
 
     def receive(self, dataset: Dataset) -> str:
         """A study of one image arrives, complete; its key."""
-        objects = ObjectFolder.in_data_dir(self.data_dir)
-        key = new_key()
-        relative = f"instances/{key[:2]}/{key}.dcm"
-        objects.path(relative).parent.mkdir(exist_ok=True)
-        write(dataset, objects.path(relative))
-        arrival = NewInstance(
-            instance_key=key,
-            header=StudyHeader(study_instance_uid=str(dataset.StudyInstanceUID)),
-            sop_instance_uid=str(dataset.SOPInstanceUID),
-            sop_class_uid=str(dataset.SOPClassUID),
-            series_instance_uid=str(dataset.SeriesInstanceUID),
-            transfer_syntax_uid=str(dataset.file_meta.TransferSyntaxUID),
-            modality="OP",
-            sha256=key * 2,
-            size_bytes=1,
-            path=relative,
-            calling_ae_title="A",
-            peer_address="127.0.0.1",
-            received_at=LONG_AGO,
-            quiet_time=timedelta(0),
-            hard_cap=timedelta(seconds=1),
-        )
-        admit_all(self.store, [arrival])
-        with self.store.read() as connection:
-            wanted = study.c.study_instance_uid == str(dataset.StudyInstanceUID)
-            return str(connection.execute(select(study.c.study_key).where(wanted)).scalar_one())
+        return arrive(self.store, self.data_dir, dataset, LONG_AGO)
 
     def work(self) -> None:
         """Until there is nothing to do, with every version loaded."""
